@@ -1,0 +1,273 @@
+"""A stage reads directories and writes one: aside, renamed when whole, with `manifest.json` written last.
+
+The presence of the manifest means that the stage is done. It holds what is needed to repeat the stage: the resolved
+configuration, the code version, fingerprints of the inputs, counts and seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from septet.data.errors import UserError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, of a stage's manifest, or of every file below a directory that has none.
+
+    Raises:
+        UserError: the path does not exist or cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return sha256_of_file(path)
+        if (path / FILE_NAME).is_file():
+            return sha256_of_file(path / FILE_NAME)
+        if path.is_dir():
+            digest = hashlib.sha256()
+            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                digest.update(f"{file.relative_to(path)}\0{sha256_of_file(file)}\n".encode())
+            return digest.hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    raise UserError(f"{path}: no such file or directory; check the path, or run the stage that makes it")
+
+
+@cache
+def code_version() -> str:
+    """The package's version, with the git commit (and `+changes`) where it runs from a checkout."""
+    version = metadata.version("septet")
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return version
+    try:
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+        commit = subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version} ({commit})"
+
+
+def plain(value: Any) -> Any:
+    """A dataclass, path or mapping as JSON can hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+# Where a stage writes, how it is started over, and who looks on: none of it changes what comes out.
+_NOT_IDENTITY = ("output", "overwrite", "resume")
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The part of a configuration that decides what comes out."""
+    return {key: value for key, value in plain(config).items() if key not in _NOT_IDENTITY}
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON file's content; a `UserError` names the file when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run the stage that makes it, or check the path") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not readable JSON ({error}); make it again") from error
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes JSON beside its place and renames it there, so that no reader ever sees half a file."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(aside, path)
+
+
+def read_manifest(directory: str | os.PathLike[str], stage: str) -> dict[str, Any]:
+    """The manifest of a finished stage.
+
+    Raises:
+        UserError: there is none (the stage did not finish or never ran), or it belongs to another stage.
+    """
+    path = Path(directory) / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{directory}: holds no finished `{stage}` stage (no {FILE_NAME}); run `septet {stage}` first")
+    manifest = read_json(path)
+    if manifest.get("stage") != stage:
+        raise UserError(f"{directory}: was made by `{manifest.get('stage')}`, not by `{stage}`; give the other directory")
+    return manifest
+
+
+def finished(output: Path, stage: str, config: Any, inputs: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+    """The manifest if `output` already holds exactly this stage; None if the stage is to be run.
+
+    Args:
+        inputs: name -> path of a file or directory that the stage reads.
+
+    Raises:
+        UserError: `output` holds something else; the message names the first difference.
+    """
+    output = Path(output)
+    if overwrite or not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    way_out = "choose another --output, or pass --overwrite to make it again"
+    if not (output / FILE_NAME).is_file():
+        raise UserError(f"{output}: exists but was not written by `septet {stage}` (no {FILE_NAME}); {way_out}")
+    manifest = read_json(output / FILE_NAME)
+    if manifest.get("stage") != stage:
+        raise UserError(f"{output}: holds the stage `{manifest.get('stage')}`, not `{stage}`; {way_out}")
+    now, before = identity(config), manifest.get("config", {})
+    for key in sorted(now.keys() | before.keys()):
+        if now.get(key) != before.get(key):
+            raise UserError(f"{output}: was made with {key} = {before.get(key)!r}, now {now.get(key)!r}; {way_out}")
+    for name, path in inputs.items():
+        was, digest = manifest.get("inputs", {}).get(name, {}).get("sha256"), fingerprint(path)
+        if digest != was:
+            raise UserError(f"{output}: its input {name} ({path}) has changed: sha256 {str(was)[:12]} then, {digest[:12]} now; {way_out}")
+    print(f"{stage}: {output} is up to date", flush=True)
+    return manifest
+
+
+@dataclasses.dataclass
+class Writing:
+    """An output directory while it is being written: put files below `path` and numbers into `counts`."""
+
+    path: Path
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@contextmanager
+def writing(output: Path, stage: str, config: Any, inputs: Mapping[str, Any]) -> Iterator[Writing]:
+    """Writes a stage's directory aside, the manifest last, and renames it into place when whole.
+
+    An exception leaves whatever stood at `output` untouched and removes the half-written directory.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    output = Path(output)
+    aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    started = time.time()
+    digests = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()}
+    try:
+        _remove_leftovers(output)
+        aside.mkdir(parents=True)
+        state = Writing(aside)
+        yield state
+        write_manifest(aside, stage, config, digests, state.counts, time.time() - started)
+        replace_directory(aside, output)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"{output}: cannot be written ({error.strerror or error}); free space or choose another --output "
+            "(nothing that was finished has been touched)"
+        ) from error
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_manifest(directory: Path, stage: str, config: Any, inputs: Mapping[str, Any], counts: Mapping[str, Any], seconds: float) -> None:
+    """Writes `manifest.json` into a directory whose other files are complete and synced to disk first."""
+    files = {}
+    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+        files[str(file.relative_to(directory))] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+    write_json(
+        directory / FILE_NAME,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage,
+            "code_version": code_version(),
+            "config": identity(config),
+            "inputs": plain(inputs),
+            "counts": plain(counts),
+            "seconds": round(seconds, 3),
+            "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "files": files,
+        },
+    )
+
+
+def replace_directory(aside: Path, output: Path) -> None:
+    """Renames `aside` to `output`; what stood there goes only after the new one is in place."""
+    old = None
+    if output.exists():
+        old = output.with_name(f".{output.name}.{os.getpid()}.old")
+        os.rename(output, old)
+    os.rename(aside, output)
+    descriptor = os.open(output.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Removes half-written directories of runs that were killed."""
+    for left in output.parent.glob(f".{output.name}.*.tmp"):
+        if not _alive(left.name.rsplit(".", 2)[1]):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return int(process_id) != os.getpid()
+
+
+def problems(directory: str | os.PathLike[str]) -> list[str]:
+    """What differs between a finished directory and the files its manifest lists; empty when it is whole."""
+    directory = Path(directory)
+    found = []
+    for name, expected in read_json(directory / FILE_NAME)["files"].items():
+        file = directory / name
+        if not file.is_file():
+            found.append(f"{name}: is missing")
+        elif file.stat().st_size != expected["bytes"]:
+            found.append(f"{name}: has {file.stat().st_size:,} bytes, should have {expected['bytes']:,}")
+        elif sha256_of_file(file) != expected["sha256"]:
+            found.append(f"{name}: its content has changed (sha256 differs from the manifest)")
+    return found
