@@ -1,0 +1,178 @@
+"""A packed set, read so that the batch of a step is a pure function of (seed, step, mixture, data).
+
+There is no sampler state: sample *k* of the run is computed from *k*, at the same cost for every *k* and for any number
+of processes. A fixed cycle deals samples out to the sources by their mixture weights; within its source, a sample's
+place is a permutation of the epoch, so that each sequence is seen once an epoch of its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from septet.data.errors import UserError
+from septet.data.manifest import fingerprint, read_manifest
+
+CYCLE = 1024  # samples over which the mixture's shares are exact, to 1/1024
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences as they come from the disk, padded to the sequence length."""
+
+    input_ids: np.ndarray
+    """(n, T) int64"""
+    position_ids: np.ndarray
+    """(n, T) int64: position within the document; padding counts as a document of its own"""
+    num_tokens: np.ndarray
+    """(n,) tokens before the padding"""
+    document_lengths: list[np.ndarray]
+    """n arrays"""
+    lang: list[str]
+    rows: np.ndarray
+    """(n,) row numbers in the set, for hashing what was seen"""
+
+
+class PackedDataset:
+    """One split of a packed set.
+
+    Args:
+        directory: what `septet pack` wrote.
+        mixture: weight of each language or `language/source`; by default every source in proportion to its sequences.
+        seed: of the order.
+
+    Raises:
+        UserError: no packed set there, a split without sequences, or a mixture that names an unknown source.
+    """
+
+    def __init__(self, directory: Path, split: str, mixture: Mapping[str, float] | None = None, seed: int = 0):
+        import datasets
+
+        self.manifest = read_manifest(directory, "pack")
+        self.sequence_length: int = self.manifest["counts"]["sequence_length"]
+        self.pad_token_id: int = self.manifest["counts"]["special_ids"]["pad_token_id"]
+        self.directory, self.split, self.seed = Path(directory), split, seed
+        self.data = datasets.load_from_disk(str(Path(directory) / split)).with_format("numpy")
+        if not len(self.data):
+            raise UserError(f"{directory}: its {split} split holds no sequence; give the corpus more text")
+        self._place_sources(mixture)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the packed set's manifest."""
+        return fingerprint(self.directory)
+
+    def _place_sources(self, mixture: Mapping[str, float] | None) -> None:
+        langs, sources = self.data["lang"][:], self.data["source"][:]
+        names = [f"{lang}/{source}" for lang, source in zip(langs, sources, strict=True)]
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            rows.setdefault(name, []).append(row)
+        self.sources = {name: np.asarray(numbers) for name, numbers in rows.items()}
+        weights = {name: float(len(numbers)) for name, numbers in self.sources.items()}
+        if mixture:
+            unknown = [key for key in mixture if not any(key in (n, n.split("/")[0]) for n in self.sources)]
+            if unknown:
+                raise UserError(
+                    f"mixture names {unknown[0]!r}; the packed set has {', '.join(self.sources)}; name those"
+                )
+            for key, weight in mixture.items():
+                members = [n for n in self.sources if key in (n, n.split("/")[0])]
+                size = sum(len(self.sources[n]) for n in members)
+                weights.update({n: weight * len(self.sources[n]) / size for n in members})
+        self.mixture = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        # Largest remainders: every source gets its share of the cycle to within one sample.
+        exact = np.array([self.mixture[name] * CYCLE for name in self.sources])
+        share = np.floor(exact).astype(int)
+        share[np.argsort(share - exact, kind="stable")[: CYCLE - share.sum()]] += 1
+        dealt = np.repeat(np.arange(len(self.sources)), share)
+        self._cycle = dealt[permuted(np.arange(CYCLE), CYCLE, key=self.seed)]  # (CYCLE,) source of each place
+        self._share = share
+        self._rank = np.zeros(CYCLE, dtype=np.int64)  # how many earlier places of the cycle have the same source
+        for source in range(len(self.sources)):
+            places = np.flatnonzero(self._cycle == source)
+            self._rank[places] = np.arange(len(places))
+
+    def rows(self, samples: np.ndarray) -> np.ndarray:
+        """Row numbers of the run's samples `samples` (n,), counted from 0."""
+        samples = np.asarray(samples, dtype=np.int64)
+        cycle, place = np.divmod(samples, CYCLE)
+        out = np.empty_like(samples)
+        for index, numbers in enumerate(self.sources.values()):
+            mine = self._cycle[place] == index
+            if mine.any():
+                within = cycle[mine] * self._share[index] + self._rank[place[mine]]  # the source's own count
+                epoch, position = np.divmod(within, len(numbers))
+                order = np.empty_like(position)
+                for e in np.unique(epoch):
+                    now = epoch == e
+                    order[now] = permuted(position[now], len(numbers), key=_mix(self.seed, index, int(e)))
+                out[mine] = numbers[order]
+        return out
+
+    def batch(self, samples: np.ndarray) -> Batch:
+        """The run's samples `samples` (n,)."""
+        return self.read(self.rows(samples))
+
+    def read(self, rows: np.ndarray) -> Batch:
+        """The sequences in rows `rows` (n,) of the set."""
+        length = self.sequence_length
+        input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
+        position_ids = np.empty((len(rows), length), dtype=np.int64)
+        num_tokens, document_lengths, langs = np.empty(len(rows), dtype=np.int64), [], []
+        for i, row in enumerate(rows):
+            item: dict[str, Any] = self.data[int(row)]
+            tokens, lengths = item["input_ids"], np.asarray(item["document_lengths"])
+            input_ids[i, : len(tokens)] = tokens
+            num_tokens[i] = len(tokens)
+            parts = [*lengths, length - len(tokens)]
+            position_ids[i] = np.concatenate([np.arange(part) for part in parts])
+            document_lengths.append(lengths)
+            langs.append(str(item["lang"]))
+        return Batch(input_ids, position_ids, num_tokens, document_lengths, langs, np.asarray(rows))
+
+
+def _mix(*numbers: int) -> int:
+    """One 64-bit key from several numbers (splitmix64's finaliser, Steele et al. 2014)."""
+    mask, state = (1 << 64) - 1, 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state
+
+
+def permuted(index: np.ndarray, size: int, key: int) -> np.ndarray:
+    """`index` under a pseudo-random permutation of 0 .. size-1, computed in place of being stored.
+
+    A Feistel network over the next power of four permutes that power's range; values that fall outside `size` are sent
+    through again until they fall inside (cycle walking, Black & Rogaway 2002).
+    """
+    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    half_mask = np.uint64((1 << half_bits) - 1)
+    shift = np.uint64(half_bits)
+    keys = [np.uint64(_mix(key, round_number)) for round_number in range(4)]
+    out = np.asarray(index).astype(np.uint64)
+    todo = np.ones(out.shape, dtype=bool)
+    while todo.any():
+        left, right = out[todo] >> shift, out[todo] & half_mask
+        for round_key in keys:
+            left, right = right, left ^ (_hash(right + round_key) & half_mask)
+        out[todo] = (left << shift) | right
+        todo &= out >= size
+    return out.astype(np.int64)
+
+
+def _hash(values: np.ndarray) -> np.ndarray:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
