@@ -143,8 +143,8 @@ def sentence_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`<bos> A <sep> B` from the longest document of each row, cut at the sentence end nearest to its middle.
 
-    In half of the rows B is what follows A (label 0), in the other half the second part of another row's document
-    (label 1; Devlin et al. 2019).
+    In half of the rows B is what follows A (label 0), in the other half the second part of the document of another row in
+    the same language (label 1; Devlin et al. 2019).
 
     Returns:
         input_ids (n, T), position_ids (n, T) and labels (n,) for the rows from `first_row` on.
@@ -163,18 +163,21 @@ def sentence_pairs(
     count, length = len(firsts) - first_row, batch.input_ids.shape[1]
     input_ids = np.full((count, length), vocabulary.pad_token_id, dtype=np.int64)
     position_ids = np.zeros((count, length), dtype=np.int64)
-    # A stranger needs another row; a batch of one has only true pairs.
-    is_other = (generator.random(count) < 0.5) & (len(firsts) > 1)
-    shift = generator.integers(1, max(2, len(firsts)), count)
+    # A stranger is of the same language, or its language alone would give it away; without one the pair is a true one.
+    langs = np.asarray(batch.lang)
+    others = [np.flatnonzero((langs == lang) & (np.arange(len(langs)) != row)) for row, lang in enumerate(langs)]
+    wants_other, draw = generator.random(count) < 0.5, generator.random(count)
+    labels = np.zeros(count, dtype=np.int64)
     for i in range(count):
         row = i + first_row
-        second = seconds[(row + shift[i]) % len(firsts)] if is_other[i] else seconds[row]
+        labels[i] = wants_other[i] and len(others[row]) > 0
+        second = seconds[others[row][int(draw[i] * len(others[row]))]] if labels[i] else seconds[row]
         first = firsts[row][-(length - 2 - min(len(second), length // 2)) :]
         pair = [[vocabulary.bos_token_id], first, [vocabulary.sep_token_id], second[: length - 2 - len(first)]]
         tokens = np.concatenate(pair)
         input_ids[i, : len(tokens)] = tokens
         position_ids[i] = np.concatenate([np.arange(len(tokens)), np.arange(length - len(tokens))])
-    return input_ids, position_ids, is_other.astype(np.int64)
+    return input_ids, position_ids, labels
 
 
 class PretrainingLosses(nn.Module):

@@ -1,0 +1,762 @@
+"""Renders evaluations: `report.md` beside each one, and one self-contained page (HTML and Markdown) over all of them.
+
+Only `report.json` and `predictions.jsonl` are read, so a page can be made anywhere, without a model. The page loads
+nothing: pictures lie in it as data URIs, there is no script, and everything that comes from data is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import html
+import io
+import itertools
+import json
+import math
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from septet.data.errors import UserError, run_cli
+from septet.data.manifest import read_json
+
+NUM_EXAMPLES = 5  # the worst and as many random ones: what one reads at a sitting
+NUM_BUCKETS = 4  # quartiles of the input length
+MAX_CONFUSION_LABELS = 30  # cells stay readable; the whole matrix is in report.json
+MAX_CURVE_POINTS = 400  # about one a pixel of a picture's width
+
+# The order of the page; tasks that are not named here follow by their directory's name.
+_TASK_ORDER = ("translation", "classification", "qa", "summarization", "ner")
+_METRIC_WORDS = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrf++": "chrF++",
+    "f1": "F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+_EMPTY: dict[str, Any] = {
+    "synthetic": False,
+    "languages": [],
+    "seed": 0,
+    "code_version": "",
+    "decoding": {},
+    "finetune": {},
+    "baselines": {},
+    "by_language": {},
+    "classes": [],
+    "confusion": None,
+    "curves": {},
+    "showcase": [],
+    "seconds": {},
+    "peak_memory_gib": None,
+    "hardware": "",
+    "libraries": {},
+}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    reports: Path = Path("reports")
+    """the directory whose sub-directories hold a report.json each, as `septet evaluate` writes them"""
+    run: Path | None = None
+    """a pre-training run, whose metrics.jsonl gives the loss curves; left out if not given"""
+    output: Path | None = None
+    """where index.html and index.md go; the reports' own directory if not given"""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """The content of `directory/report.json`, with empty values for the parts that a task does not have.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or lacks what every evaluation writes.
+    """
+    path = Path(directory) / "report.json"
+    report = read_json(path)
+    way_out = "evaluate the task again"
+    if not isinstance(report, dict):
+        raise UserError(f"{path}: holds a {type(report).__name__}, an evaluation is a JSON object; {way_out}")
+    if report.get("schema_version") != 1:
+        raise UserError(f"{path}: has schema version {report.get('schema_version')!r}, 1 is read here; {way_out}")
+    kinds = {"task": str, "title": str, "primary_metric": str, "model": dict, "data": dict, "scores": dict}
+    for key, kind in kinds.items():
+        if not isinstance(report.get(key), kind):
+            raise UserError(f"{path}: {key} is {report.get(key)!r:.60}, must be a {kind.__name__}; {way_out}")
+    report = {**_EMPTY, **report}
+    if report["primary_metric"] not in report["scores"]:
+        raise UserError(f"{path}: its primary metric {report['primary_metric']!r} is not among its scores; {way_out}")
+    for scores in (report["scores"], *(baseline.get("scores", {}) for baseline in report["baselines"].values())):
+        for metric, score in scores.items():
+            if not isinstance(score, dict) or not isinstance(score.get("value"), int | float):
+                raise UserError(f"{path}: score {metric!r} is {score!r:.60}, must hold a number `value`; {way_out}")
+    return report
+
+
+def read_predictions(directory: Path) -> list[dict[str, Any]]:
+    """The rows of `directory/predictions.jsonl`.
+
+    Raises:
+        UserError: the file is missing or empty, or a row is damaged; the message names the line.
+    """
+    path = Path(directory) / "predictions.jsonl"
+    rows = _read_jsonl(path, ("lang", "input", "reference", "prediction"))
+    if not rows:
+        raise UserError(f"{path}: holds no row, an evaluation has at least one; evaluate the task again")
+    return rows
+
+
+def _read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        with open(path, encoding="utf-8", newline="\n") as stream:
+            for number, line in enumerate(stream, start=1):
+                row = json.loads(line)
+                if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
+                    raise UserError(f"{path}, line {number}: has no {missing[0]!r}; make the file again")
+                rows.append(row)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run the stage that makes it") from error
+    except ValueError as error:
+        raise UserError(f"{path}, line {len(rows) + 1}: is not JSON ({error}); make the file again") from error
+    return rows
+
+
+# -- judging single examples ------------------------------------------------------------------------------------------
+
+
+def badness(row: Mapping[str, Any]) -> tuple[float, str]:
+    """How wrong one prediction is, without a model: 0 is right, more is worse; and the same in words.
+
+    The measure follows from the row's shape, so that a new task needs no entry here. Tags: the number of wrong ones.
+    Labels (with `probabilities`): the probability given to a wrong label. Answers (a list of accepted ones): 1 - F1
+    over the tokens of `metrics.answer_tokens`. Any other text: 100 - sentence chrF (Popović 2015, as sacreBLEU computes it).
+    """
+    reference, prediction = row["reference"], row["prediction"]
+    match _kind(row):
+        case "tags":
+            wrong = sum(a != b for a, b in itertools.zip_longest(reference, prediction))
+            return float(wrong), f"{wrong} of {len(reference)} tags wrong"
+        case "label":
+            probability = float(row["probabilities"].get(prediction, 1.0))
+            if reference == prediction:
+                return 0.0, f"right, probability {probability:.2f}"
+            return probability, f"wrong, with probability {probability:.2f}"
+        case "answer":
+            f1 = max(_token_f1(prediction, answer, row["lang"]) for answer in reference or [""])
+            return 1 - f1, f"F1 {100 * f1:.0f}"
+        case _:
+            chrf = _chrf().sentence_score(prediction, [reference]).score
+            return 100 - chrf, f"chrF {chrf:.1f}"
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    if isinstance(row["prediction"], list):
+        return "tags"
+    if "probabilities" in row:
+        return "label"
+    return "answer" if isinstance(row["reference"], list) else "text"
+
+
+def _token_f1(prediction: str, reference: str, language: str) -> float:
+    from septet.tasks.harness.metrics import answer_tokens  # it imports numpy
+
+    predicted, expected = (Counter(answer_tokens(text, language)) for text in (prediction, reference))
+    if not predicted or not expected:
+        return float(predicted == expected)
+    return 2 * (predicted & expected).total() / (predicted.total() + expected.total())
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
+
+
+def worst_examples(rows: Sequence[Mapping[str, Any]], num_examples: int = NUM_EXAMPLES) -> list[Mapping[str, Any]]:
+    """The worst wrong predictions, the worst first; fewer where fewer are wrong. Ties keep the file's order."""
+    judged = [(badness(row)[0], row) for row in rows]
+    wrong = sorted((pair for pair in judged if pair[0] > 0), key=lambda pair: -pair[0])
+    return [row for _, row in wrong[:num_examples]]
+
+
+def random_examples(
+    rows: Sequence[Mapping[str, Any]], seed: int, num_examples: int = NUM_EXAMPLES
+) -> list[Mapping[str, Any]]:
+    """Examples drawn without looking at them: the same ones for the same seed."""
+    return random.Random(seed).sample(list(rows), min(num_examples, len(rows)))
+
+
+def length_buckets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Share of right labels or answers by quartile of the input length in characters; empty for other tasks.
+
+    Returns:
+        Rows {"low", "high" (characters, inclusive), "rows", "share" (0-100)}, the shortest first.
+    """
+    if not rows or _kind(rows[0]) not in ("label", "answer"):
+        return []
+    lengths = [sum(len(text) for text in row["input"].values() if isinstance(text, str)) for row in rows]
+    ordered = sorted(lengths)
+    edges = sorted({ordered[len(ordered) * part // NUM_BUCKETS] for part in range(1, NUM_BUCKETS)} - {ordered[0]})
+    members: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        members.setdefault(bisect.bisect_right(edges, length), []).append(index)
+    return [
+        {
+            "low": min(lengths[i] for i in bucket),
+            "high": max(lengths[i] for i in bucket),
+            "rows": len(bucket),
+            "share": 100 * sum(badness(rows[i])[0] == 0 for i in bucket) / len(bucket),
+        }
+        for _, bucket in sorted(members.items())
+    ]
+
+
+def segments(value: Any, tokens: Sequence[str] | None = None, language: str = "") -> list[tuple[str, str | None]]:
+    """A reference or prediction as pieces (text, entity type or None); joined, the texts are what is shown."""
+    if tokens is None or not isinstance(value, list):
+        if isinstance(value, list):
+            value = " | ".join(map(str, value)) or "(no answer in the text)"
+        return [(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), None)]
+    space, pieces = "" if language == "zh" else " ", []
+    tags = itertools.chain(value, itertools.repeat("O"))
+    previous = None
+    for token, tag in zip(tokens, tags, strict=False):
+        entity = tag[2:] if tag[:2] in ("B-", "I-") else None
+        if pieces and entity == previous and not tag.startswith("B-"):
+            pieces[-1] = (pieces[-1][0] + space + token, entity)
+        else:
+            pieces += [(space, None)] if pieces and space else []
+            pieces.append((token, entity))
+        previous = entity
+    return pieces
+
+
+def _example(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as the pages show it."""
+    language, tokens = row["lang"], row["input"].get("tokens")
+    outputs = [("reference", row["reference"]), ("model", row["prediction"]), *row.get("baselines", {}).items()]
+    return {
+        "id": row.get("id", ""),
+        "language": language,
+        "note": badness(row)[1],
+        "truncated": row.get("truncated", False),
+        "inputs": [(name, text) for name, text in row["input"].items() if isinstance(text, str)],
+        "outputs": [(name, segments(value, tokens, language)) for name, value in outputs],
+    }
+
+
+# -- numbers in words -------------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:{'+' if sign else ''}.1f}".replace("-", "−")
+
+
+def _interval(score: Mapping[str, Any], sign: bool = False) -> str:
+    """`41.2 [39.0, 43.1]`: a value with its 95 % interval."""
+    value, low, high = (_number(score.get(key), sign) for key in ("value", "low", "high"))
+    return value if low == "–" else f"{value} [{low}, {high}]"
+
+
+def _p_value(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "–" if value is None else _plain(value)
+
+
+def _parameters(value: int | None) -> str:
+    if not value:
+        return "–"
+    unit, name = (1e9, "B") if value >= 1e9 else (1e6, "M") if value >= 1e6 else (1e3, "k")
+    return f"{value / unit:.3g} {name}"
+
+
+def _metric(name: str) -> str:
+    """`macro_f1` as people write it: `macro F1`."""
+    return " ".join(_METRIC_WORDS.get(word, word) for word in name.split("_"))
+
+
+def _minutes(report: Mapping[str, Any]) -> float:
+    return sum(report["seconds"].values()) / 60
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def best_baseline(report: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """The name and the content of the baseline with the highest primary score; None if there is none."""
+    metric = report["primary_metric"]
+    known = [item for item in report["baselines"].items() if metric in item[1].get("scores", {})]
+    return max(known, key=lambda item: item[1]["scores"][metric]["value"], default=None)
+
+
+def _summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of the table over all tasks, numbers already in words."""
+    name, baseline = best_baseline(report) or ("", {"scores": {}})
+    difference = baseline.get("difference") or {}
+    low, high = difference.get("low"), difference.get("high")
+    return {
+        "title": report["title"],
+        "synthetic": report["synthetic"],
+        "languages": ", ".join(report["languages"]),
+        "metric": _metric(report["primary_metric"]),
+        "score": _interval(report["scores"][report["primary_metric"]]),
+        "baseline": name,
+        "baseline_score": _number(baseline["scores"].get(report["primary_metric"], {}).get("value")),
+        "difference": _interval(difference, sign=True),
+        "verdict": "above" if low is not None and low > 0 else "below" if high is not None and high < 0 else "unclear",
+        "p_value": _p_value(difference.get("p_value")),
+        "rows": _count((report["data"].get("test") or {}).get("rows")),
+        "minutes": f"{_minutes(report):.1f}",
+    }
+
+
+# -- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def _md(text: Any) -> str:
+    """Text from data inside Markdown: one line, no markup, no HTML."""
+    text = html.escape(" ".join(_plain(text).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
+
+
+def _md_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table whose header is ours and whose cells are escaped."""
+    lines = [header, ["---"] * len(header), *([_md(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown table over evaluations: primary score and interval, best baseline, difference, p-value, rows, minutes.
+
+    Args:
+        reports: contents of report.json files, as `read_report` gives them. Scores are on the 0-100 scale.
+    """
+    header = [
+        "task",
+        "languages",
+        "metric",
+        "score [95 %]",
+        "best baseline",
+        "difference [95 %]",
+        "p",
+        "test rows",
+        "minutes",
+    ]
+    rows = []
+    for report in reports:
+        row = _summary({**_EMPTY, **report})
+        title = row["title"] + (
+            " (synthetic data)" if row["synthetic"] and "synthetic" not in row["title"].lower() else ""
+        )
+        baseline = f"{row['baseline']}: {row['baseline_score']}" if row["baseline"] else "–"
+        rows.append((title, row["languages"], row["metric"], row["score"], baseline))
+        rows[-1] += (row["difference"], row["p_value"], row["rows"], row["minutes"])
+    return _md_table(header, rows)
+
+
+def _showcase_md(items: Iterable[Mapping[str, Any]]) -> str:
+    return _md_table(
+        ["showcase", "input", "the model's answer"], [(i["title"], i["input"], i["prediction"]) for i in items]
+    )
+
+
+def _examples_md(rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = []
+    for example in map(_example, rows):
+        cut = ", input truncated" if example["truncated"] else ""
+        lines.append(f"- {_md(example['id'])} ({_md(example['language'])}): {example['note']}{cut}")
+        lines += [
+            f"  - {_md(name)}: {_md(text if len(text) <= 400 else text[:400] + ' …')}"
+            for name, text in example["inputs"]
+        ]
+        for name, pieces in example["outputs"]:
+            joined = "".join(f"[{text}: {entity}]" if entity else text for text, entity in pieces)
+            lines.append(f"  - **{_md(name)}**: {_md(joined) or '(empty)'}")
+    return "\n".join(lines) + "\n" if lines else "None: every prediction agrees with its reference.\n"
+
+
+def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Provenance by heading: what was read, with what settings, in what time, on what."""
+    model, data = report["model"], report["data"]
+    groups: dict[str, list[tuple[str, str]]] = {
+        "model": [
+            ("path", _plain(model.get("path", "–"))),
+            (
+                "architecture",
+                _plain(model.get("architecture", "–")) + (" with a LoRA adapter" if model.get("adapter") else ""),
+            ),
+            ("parameters", _count(model.get("num_parameters"))),
+            ("fingerprint", _plain(model.get("fingerprint", "–"))),
+        ],
+    }
+    for split, part in data.items():
+        groups[f"{split} data"] = [(key, _count(value)) for key, value in (part or {}).items()]
+    groups["fine-tuning"] = [(key, _plain(value)) for key, value in report["finetune"].items()]
+    groups["decoding"] = [(key, _plain(value)) for key, value in report["decoding"].items()]
+    memory = report["peak_memory_gib"]
+    groups["time and machine"] = [
+        *((f"{stage} (seconds)", f"{seconds:,.1f}") for stage, seconds in report["seconds"].items()),
+        ("peak memory", "–" if memory is None else f"{memory:.2f} GiB"),
+        ("hardware", _plain(report["hardware"]) or "–"),
+        ("code", _plain(report["code_version"]) or "–"),
+        ("seed", _plain(report["seed"])),
+        *((library, _plain(version)) for library, version in report["libraries"].items()),
+    ]
+    return {name: entries for name, entries in groups.items() if entries}
+
+
+def _left_out(report: Mapping[str, Any]) -> str:
+    """One line about the test rows that were cut or skipped."""
+    test = report["data"].get("test") or {}
+    rows, truncated, skipped = (_count(test.get(key)) for key in ("rows", "truncated", "skipped"))
+    return f"{rows} test rows; truncated to the model's context: {truncated}; skipped: {skipped}."
+
+
+_SYNTHETIC = (
+    "These texts are made up, generated from a seed. Scores on them show that the route works; "
+    "they do not say how well a model reads real text."
+)
+
+
+def _classes_heading(report: Mapping[str, Any]) -> str:
+    return "By class" if report["confusion"] else "By entity type"
+
+
+def _languages_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    metrics = list(report["scores"])
+    rows = []
+    for language, part in report["by_language"].items():
+        scores = [_interval(part["scores"][metric]) if metric in part["scores"] else "–" for metric in metrics]
+        rows.append((language, _count(part["rows"]), *scores))
+    return ["language", "rows", *map(_metric, metrics)], rows
+
+
+def _classes_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    columns = ("precision", "recall", "f1")
+    rows = [
+        (_plain(c["label"]), *(_number(c[key]) for key in columns), _count(c["support"])) for c in report["classes"]
+    ]
+    return ["class" if report["confusion"] else "entity", "precision", "recall", "F1", "support"], rows
+
+
+def _task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    parts = [f"# {_md(report['title'])}\n"]
+    if report["synthetic"]:
+        parts.append(f"**Synthetic data.** {_SYNTHETIC}\n")
+    parts += [_left_out(report) + "\n", "## Scores\n"]
+    scores = [(_metric(m), _interval(s), s.get("signature", "")) for m, s in report["scores"].items()]
+    parts.append(_md_table(["metric", "score [95 %]", "signature"], scores))
+    if report["baselines"]:
+        metrics = list(report["scores"])
+        lines = []
+        for name, baseline in report["baselines"].items():
+            difference, cells = baseline.get("difference") or {}, baseline.get("scores", {})
+            values = [_interval(cells[m]) if m in cells else "–" for m in metrics]
+            lines.append((name, *values, _interval(difference, sign=True), _p_value(difference.get("p_value"))))
+        primary = _metric(report["primary_metric"])
+        header = ["baseline", *map(_metric, metrics), f"model minus baseline ({primary})", "p"]
+        parts += ["## Baselines\n", _md_table([_md(h) for h in header], lines)]
+    if report["by_language"]:
+        header, lines = _languages_table(report)
+        parts += ["## By language\n", _md_table([_md(h) for h in header], lines)]
+    if report["classes"]:
+        header, lines = _classes_table(report)
+        parts += [f"## {_classes_heading(report)}\n", _md_table(header, lines)]
+    if buckets := length_buckets(rows):
+        lines = [(f"{b['low']}–{b['high']}", _count(b["rows"]), _number(b["share"])) for b in buckets]
+        parts += ["## By input length\n", _md_table(["characters", "rows", "right, %"], lines)]
+    if report["showcase"]:
+        parts += ["## Showcase\n", _showcase_md(report["showcase"])]
+    parts += ["## Worst examples\n", _examples_md(worst_examples(rows))]
+    parts += ["## Random examples\n", _examples_md(random_examples(rows, report["seed"]))]
+    parts.append("## Provenance\n")
+    for name, entries in _settings(report).items():
+        parts.append(_md_table([_md(name), ""], entries))
+    return "\n".join(parts)
+
+
+def write_task_report(directory: Path) -> Path:
+    """Writes `directory/report.md` from `report.json` and `predictions.jsonl`, and returns its path.
+
+    Raises:
+        UserError: one of the two files is missing or damaged, or the directory cannot be written.
+    """
+    directory = Path(directory)
+    path = directory / "report.md"
+    _write_text(path, _task_markdown(read_report(directory), read_predictions(directory)))
+    return path
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes beside the place and renames there, so that no reader sees half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another --output"
+        ) from error
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+# Text, grid and six lines, which stay apart for colour-blind readers (after Okabe and Ito 2008); the page's legend
+# has the same six.
+_LIGHT = ("#4a4f57", "#d9dce1", ("#1f5f99", "#c8641b", "#2b8a6e", "#a3518c", "#8a7a12", "#5b6470"))
+_DARK = ("#b4bac4", "#3a4049", ("#7db4ea", "#eda05f", "#63c7a6", "#d996c4", "#d6c65c", "#a4adb8"))
+
+
+def line_picture(curves: Mapping[str, Sequence[Sequence[float]]], y_label: str) -> dict[str, Any]:
+    """Curves {name: [[step, value], ...]} as {"light", "dark": an SVG in a data URI, "names", "y_label"}.
+
+    Long curves are drawn as means over equal stretches of steps. The names are left to the page's own legend, whose
+    fonts know every script.
+    """
+    light, dark = (_line_picture(list(curves.values()), y_label, *colors) for colors in (_LIGHT, _DARK))
+    return {"light": light, "dark": dark, "names": list(curves), "y_label": y_label}
+
+
+def _line_picture(curves: Sequence[Any], y_label: str, text: str, grid: str, colors: Sequence[str]) -> str:
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.hashsalt": "septet",
+        "axes.labelcolor": text,
+        "axes.edgecolor": grid,
+        "xtick.color": text,
+        "ytick.color": text,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "axes.labelsize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for curve, color in zip(curves, itertools.cycle(colors), strict=False):
+            points = np.array([point for point in curve if None not in point], dtype=float).reshape(-1, 2)
+            if len(points) > MAX_CURVE_POINTS:
+                points = np.stack([part.mean(axis=0) for part in np.array_split(points, MAX_CURVE_POINTS)])
+            few = {"marker": "o", "markersize": 3.5} if len(points) <= 20 else {}
+            axes.plot(*points.T, color=color, linewidth=1.6, **few)
+        axes.set_xlabel("step")
+        axes.set_ylabel(y_label)
+        axes.grid(axis="y", color=grid, linewidth=0.7)
+        axes.tick_params(length=0)
+        axes.set_axisbelow(True)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _pretraining(run: Path) -> dict[str, Any]:
+    """Curves and closing numbers of a pre-training run; where a resumed run logged a step twice, the later one counts."""
+    directory = next((d for d in (run, run.parent) if (d / "metrics.jsonl").is_file()), run)
+    rows = _read_jsonl(directory / "metrics.jsonl", ("step",))
+    loss = {row["step"]: row["loss"] for row in rows if row.get("loss") is not None}
+    speeds = sorted(row["tokens_per_second"] for row in rows if row.get("tokens_per_second"))
+    bits: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for language, values in (row.get("validation") or {}).items():
+            bits.setdefault(language, {})[row["step"]] = values["bits_per_byte"]
+    if not loss:
+        raise UserError(f"{directory / 'metrics.jsonl'}: holds no training loss; give --run the directory of a run")
+    curves = {language: sorted(points.items()) for language, points in bits.items()}
+    facts = [("steps", _count(max(loss))), ("last training loss", f"{loss[max(loss)]:.3f}")]
+    facts += [(f"bits per byte, {language}", f"{curve[-1][1]:.3f}") for language, curve in curves.items()]
+    facts += [("tokens per second (median)", f"{speeds[len(speeds) // 2]:,.0f}")] if speeds else []
+    pictures = [("Training loss", line_picture({"training": sorted(loss.items())}, "loss (nats per token)"))]
+    if curves:
+        pictures.append(("Held-out text, by language", line_picture(curves, "bits per byte")))
+    return {"path": str(directory), "facts": facts, "pictures": pictures}
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def _bars(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores and baselines of every metric on one scale from 0, as the page draws them."""
+    groups = []
+    for metric, score in report["scores"].items():
+        bars = [("model", score)]
+        bars += [
+            (name, b["scores"][metric]) for name, b in report["baselines"].items() if metric in b.get("scores", {})
+        ]
+        groups.append({"metric": _metric(metric), "signature": score.get("signature", ""), "bars": bars})
+    highest = max(s.get("high") or s["value"] for group in groups for _, s in group["bars"])
+    limit = next((limit for limit in (10, 25, 50, 100) if highest <= limit), highest)
+    for group in groups:
+        group["bars"] = [_bar(name, score, limit) for name, score in group["bars"]]
+    return {"limit": f"{limit:g}", "middle": f"{limit / 2:g}", "groups": groups}
+
+
+def _bar(name: str, score: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    value = score["value"]
+    low, high = (value if score.get(key) is None else score[key] for key in ("low", "high"))
+    width, left, right = (min(max(100 * number / limit, 0.0), 100.0) for number in (value, low, high))
+    return {
+        "name": name,
+        "text": _number(value),
+        "interval": _interval(score),
+        "width": f"{width:.2f}",
+        "low": f"{left:.2f}",
+        "span": f"{right - left:.2f}",
+    }
+
+
+def _confusion(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The confusion matrix as a heat map: a cell's shade is its share of the reference class."""
+    if not report["confusion"]:
+        return None
+    labels, matrix = [_plain(label) for label in report["confusion"]["labels"]], report["confusion"]["matrix"]
+    frequent = sorted(range(len(labels)), key=lambda i: -sum(matrix[i]))[:MAX_CONFUSION_LABELS]
+    kept = sorted(frequent)
+    rows = []
+    for number, i in enumerate(kept, start=1):
+        total = sum(matrix[i]) or 1
+        cells = [{"count": matrix[i][j], "shade": f"{matrix[i][j] / total:.3f}", "hit": i == j} for j in kept]
+        rows.append({"number": number, "label": labels[i], "cells": cells})
+    short = len(kept) <= 6 and all(len(labels[i]) <= 12 for i in kept)
+    return {"rows": rows, "short": short, "left_out": len(labels) - len(kept)}
+
+
+def _section(directory: Path) -> dict[str, Any]:
+    """Everything that the page shows of one evaluation."""
+    report, rows = read_report(directory), read_predictions(directory)
+    curves = {name.replace("_", " "): curve for name, curve in report["curves"].items() if curve}
+    return {
+        "slug": re.sub(r"[^\w-]+", "-", directory.name),
+        "report": report,
+        "summary": _summary(report),
+        "bars": _bars(report),
+        "picture": line_picture(curves, "loss") if curves else None,
+        "languages": _languages_table(report) if len(report["by_language"]) > 1 else None,
+        "classes": _classes_table(report) if report["classes"] else None,
+        "classes_heading": _classes_heading(report),
+        "confusion": _confusion(report),
+        "buckets": length_buckets(rows),
+        "worst": [_example(row) for row in worst_examples(rows)],
+        "random": [_example(row) for row in random_examples(rows, report["seed"])],
+        "left_out": _left_out(report),
+        "settings": _settings(report),
+        "parameters": _parameters(report["model"].get("num_parameters")),
+        "showcase": [{**item, "prediction": _plain(item["prediction"])} for item in report["showcase"]],
+    }
+
+
+def _order(directory: Path) -> tuple[int, str]:
+    task = read_report(directory)["task"]
+    return (_TASK_ORDER.index(task) if task in _TASK_ORDER else len(_TASK_ORDER), directory.name)
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(value for value in values if value)) or "–"
+
+
+def _model_name(report: Mapping[str, Any]) -> str:
+    """The last part of the model's path that says something: `runs/demo/final` is `demo`."""
+    path = Path(_plain(report["model"].get("path", "")))
+    return path.parent.name or path.name if path.name == "final" else path.name
+
+
+def _verdict(reports: Sequence[Mapping[str, Any]]) -> str:
+    above = sum(_summary(report)["verdict"] == "above" for report in reports)
+    return (
+        f"In {above} of {len(reports)} evaluations the model is above its best baseline: there the 95 % interval of the "
+        "difference lies above zero. Scores run from 0 to 100."
+    )
+
+
+def _index_markdown(
+    sections: Sequence[Mapping[str, Any]], links: Sequence[str], pretraining: Mapping[str, Any] | None
+) -> str:
+    reports = [section["report"] for section in sections]
+    parts = ["# Evaluation\n", summary_table(reports), _verdict(reports) + "\n"]
+    if any(report["synthetic"] for report in reports):
+        parts.append(f"**Synthetic data, where marked.** {_SYNTHETIC}\n")
+    if showcase := [item for section in sections for item in section["showcase"]]:
+        parts += ["## Showcase\n", "Whatever the model says, right or wrong.\n", _showcase_md(showcase)]
+    if pretraining:
+        parts += ["## Pre-training\n", _md_table(["", ""], pretraining["facts"])]
+    parts.append("## Single reports\n")
+    parts.append("\n".join(f"- [{_md(r['title'])}](<{link}>)" for r, link in zip(reports, links, strict=True)) + "\n")
+    return "\n".join(parts)
+
+
+def run(config: ReportConfig) -> Path:
+    """Writes index.html and index.md over all evaluations below `config.reports`; returns the path of index.html.
+
+    Raises:
+        UserError: there is no evaluation, one of them is damaged, or the page cannot be written.
+    """
+    import jinja2
+
+    directories = [path.parent for path in config.reports.glob("*/report.json")]
+    if not directories:
+        raise UserError(
+            f"{config.reports}: holds no */report.json; run `septet evaluate TASK` first, or give --reports"
+        )
+    output = config.output or config.reports
+    directories.sort(key=_order)
+    sections = [_section(directory) for directory in directories]
+    reports = [section["report"] for section in sections]
+    pretraining = _pretraining(config.run) if config.run else None
+    models = _distinct(_model_name(report) for report in reports)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "count": _count}
+    page = environment.get_template("report.html.j2").render(
+        sections=sections,
+        pretraining=pretraining,
+        verdict=_verdict(reports),
+        synthetic=_SYNTHETIC if any(report["synthetic"] for report in reports) else "",
+        heading=f"Evaluation of {models}" if ", " not in models else f"Evaluation of {len(reports)} fine-tuned models",
+        models=models,
+        all_synthetic=all(report["synthetic"] for report in reports),
+        architectures=_distinct(_plain(report["model"].get("architecture", "")) for report in reports),
+        parameters=_distinct(section["parameters"] for section in sections),
+        languages=_distinct(language for report in reports for language in report["languages"]),
+        hardware=_distinct(_plain(report["hardware"]) for report in reports),
+        code=_distinct(_plain(report["code_version"]) for report in reports),
+        minutes=f"{sum(map(_minutes, reports)):.1f}",
+    )
+    links = [os.path.relpath(directory / "report.md", output) for directory in directories]
+    _write_text(output / "index.md", _index_markdown(sections, links, pretraining))
+    _write_text(output / "index.html", page)
+    print(f"report: {len(sections)} evaluations -> {output / 'index.html'}", flush=True)
+    return output / "index.html"
+
+
+if __name__ == "__main__":
+    run_cli(run, ReportConfig)
