@@ -95,7 +95,7 @@ def check_columns(path: str | Path, row: dict[str, Any], columns: Sequence[str],
     """Raises a `UserError` naming the first of `columns` that `row` lacks, with the columns there are."""
     for column in columns:
         if column not in row:
-            raise UserError(f"{path}: has no column {column!r} ({suggestion(column, row)}); {way_out}")
+            raise UserError(f"{path}: has no column {column!r}; {suggestion(column, row)}; {way_out}")
 
 
 def expand(inputs: Sequence[str]) -> list[str]:
@@ -142,9 +142,9 @@ def read_documents(
     Raises:
         UserError: what `read_rows` raises, a column that is not there, or a text that is no string.
     """
-    path = Path(name)
+    path, source = Path(name), Path(name).name
     if name.startswith(HUB_PREFIX):
-        rows, unit = _hub(name), "row"
+        rows, unit, source = _hub(name), "row", name
     elif name.endswith(TEXT):
         if lang is None:
             raise UserError(f"{path}: plain text does not tell its language; every document needs one; pass --lang")
@@ -163,7 +163,7 @@ def read_documents(
             raise UserError(
                 f"{place}: column {text_column!r} holds {type(text).__name__}; it must hold text; pass the right --text-column"
             )
-        document = {"text": text, "source": str(row.get("source") or path.name), "lang": lang or str(row[lang_column])}
+        document = {"text": text, "source": str(row.get("source") or source), "lang": lang or str(row[lang_column])}
         yield document | ({"id": str(row["id"])} if row.get("id") is not None else {})
 
 

@@ -301,9 +301,9 @@ def deed(world: World, lang: str = "en") -> tuple[Noun, Noun, Noun]:
 DEED = ("{v} {o:a}{w}.", "{v} {o:un}{w}.", "{v}{o:一}。")
 
 
-def liking(world: World, subject: Subject) -> tuple[str, str, str]:
+def liking(world: World, subject: Subject, feelings: Any = words.FEELINGS) -> tuple[str, str, str]:
     """`I love music`, « j'aime la musique », 我热爱音乐; a quarter of them name two things. No full stop yet."""
-    verb, form = world.pick(words.FEELINGS)
+    verb, form = world.pick(feelings)
     tense = "present" if world.rng.random() < 0.75 else "past"
     first, second = world.rng.sample(words.ACTIVITIES, 2)
     en, fr = clause(subject, verb, tense)
@@ -324,7 +324,10 @@ def simple_sentence(world: World, lang: str = "en") -> tuple[str, str, str]:
         verb, thing, tail = deed(world, lang)
         return tuple(say(DEED, one, v=verb, o=thing, w=tail).text for one in LANGUAGES)
     subject, other = someone(world, lang), someone(world, lang)
-    en, fr, zh = liking(world, subject)
+    if world.rng.random() < 0.15:  # `I love` with every activity, since it is a sentence that people try first
+        en, fr, zh = liking(world, words.PRONOUNS[0], words.FEELINGS[:1])
+    else:
+        en, fr, zh = liking(world, subject)
     if subject != other and world.rng.random() < 0.2:
         more_en, more_fr, more_zh = liking(world, other)
         en, fr, zh = f"{en}, but {more_en}", f"{fr}, mais {more_fr}", f"{zh}，可是{more_zh}"

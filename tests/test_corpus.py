@@ -23,40 +23,14 @@ from septet.data.errors import UserError
 from septet.data.manifest import read_manifest
 
 WORDS = {
-    "en": [
-        "river",
-        "stone",
-        "morning",
-        "letter",
-        "garden",
-        "winter",
-        "harbour",
-        "music",
-        "silver",
-        "window",
-        "teacher",
-        "market",
-    ],
-    "fr": [
-        "rivière",
-        "pierre",
-        "matin",
-        "lettre",
-        "jardin",
-        "hiver",
-        "musique",
-        "argent",
-        "fenêtre",
-        "marché",
-        "château",
-        "été",
-    ],
-    "zh": ["河流", "石头", "早晨", "书信", "花园", "冬天", "港口", "音乐", "窗户", "老师", "市场", "城堡"],
+    "en": "river stone morning letter garden winter harbour music silver window teacher market",
+    "fr": "rivière pierre matin lettre jardin hiver musique argent fenêtre marché château été",
+    "zh": "河流 石头 早晨 书信 花园 冬天 港口 音乐 窗户 老师 市场 城堡",
 }
 
 
 def prose(lang: str, seed: int, words: int = 40) -> str:
-    chosen = random.Random(f"{lang}{seed}").choices(WORDS[lang], k=words)
+    chosen = random.Random(f"{lang}{seed}").choices(WORDS[lang].split(" "), k=words)
     return ("" if lang == "zh" else " ").join(chosen) + ("。" if lang == "zh" else ".")
 
 
@@ -197,9 +171,9 @@ BAD_FILES = {
     "wrong column": (
         "a.jsonl",
         b'{"texte": "x", "lang": "en"}',
-        "row 1: has no column 'text' (did you mean 'texte'? known: lang, texte)",
+        "row 1: has no column 'text'; did you mean 'texte'? known: lang, texte; pass",
     ),
-    "no language": ("a.jsonl", b'{"text": "x"}', "row 1: has no column 'lang' (known: text); pass --lang"),
+    "no language": ("a.jsonl", b'{"text": "x"}', "row 1: has no column 'lang'; known: text; pass --lang"),
     "no text": ("a.jsonl", b'{"text": 3, "lang": "en"}', "row 1: column 'text' holds int; it must hold text"),
 }
 
@@ -223,7 +197,7 @@ def test_bad_rows_of_task_sets(tmp_path):
     with pytest.raises(UserError, match=r"a\.xlsx: unknown kind of file"):
         read_rows(tmp_path / "a.xlsx")
     with pytest.raises(
-        UserError, match=r"has no column 'label' \(did you mean 'labels'\? known: labels, text\); rename it"
+        UserError, match=r"has no column 'label'; did you mean 'labels'\? known: labels, text; rename it"
     ):
         check_columns(tmp_path / "a.csv", {"text": "", "labels": ""}, ["text", "label"], "rename it")
 
@@ -257,7 +231,8 @@ def test_bad_inputs_of_the_stage(tmp_path):
         ("你好，世界！（全角）：ＡＢ？", "你好，世界！（全角）：ＡＢ？"),
         ("schÃ¶n, itâ€™s", "schön, it’s"),
         ("a\x00b\x07c\ufeff\u200bd", "abcd"),
-        ("one  \r\ntwo\t\n\n\n\n  three\u0085four ", "one\ntwo\n\n  three\nfour"),
+        ("one  \r\ntwo\t\n\n\n\n  three\u2028four ", "one\ntwo\n\n  three\nfour"),
+        ("one\u0085 two", "one… two"),  # ftfy: what a Windows ellipsis becomes if read as Latin-1
         ("👩\u200d🔬", "👩\u200d🔬"),
     ],
 )
@@ -276,7 +251,7 @@ def test_each_reason_drops_what_was_planted_and_nothing_else(make):
         "too_few_letters": document(prose("en", 3) + " 1 2 3 | = %" * 60),
         "too_many_repeated_lines": document("\n".join([prose("fr", 4, 6)] * 2 + [prose("fr", 5, 6)]), "fr"),
         "wrong_script": document(prose("en", 6), "zh"),
-        "exact_duplicate": document(prose("en", 7).upper().replace(" ", ",\n")),
+        "exact_duplicate": document(prose("en", 7).upper().replace(" ", ",  ")),
         "in_validation": document(prose("zh", 8) + "！", "zh"),
     }
     kept = [document(prose("en", 7)), document(prose("fr", 9), "fr"), document(prose("zh", 10) + "OpenAI GPT", "zh")]
@@ -293,15 +268,34 @@ def test_each_reason_drops_what_was_planted_and_nothing_else(make):
 
     counts = read_manifest(folder, "corpus")["counts"]
     assert {reason: {row["lang"]: 1} for reason, row in planted.items()} == counts["dropped"]
-    assert {lang: row["documents"] for lang, row in counts["read"].items()} == {"de": 1, "en": 5, "fr": 2, "zh": 5}
+    assert {lang: row["documents"] for lang, row in counts["read"].items()} == {"de": 1, "en": 4, "fr": 2, "zh": 5}
     english = len(kept[0]["text"])
     assert {"documents": 1, "bytes": english, "characters": english} == counts["train"]["en"]
 
 
-def test_the_held_out_share_depends_on_the_text_alone(make, tmp_path):
+@pytest.mark.parametrize(
+    "text, few",
+    [
+        ("\n".join(f"line number {i}" for i in range(9)), True),
+        ("\n".join(["-"] * 9 + [prose("en", i) for i in range(9)]), False),  # 44 % of the lines, 1 % of the characters
+        (
+            "\n".join([prose("en", 0)] * 2 + ["ab", "cd", "ef", "gh"]),
+            False,
+        ),  # 17 % of the lines, 49 % of the characters
+    ],
+)
+def test_repeated_lines_count_by_lines_and_by_characters(text, few):
+    from datatrove.data import Document
+
+    from septet.data.filters import FewRepeatedLines
+
+    assert FewRepeatedLines().filter(Document(text, "0")) == (few or (False, "too_many_repeated_lines"))
+
+
+def test_the_held_out_share_depends_on_the_text_alone(make):
     documents = many()
     first = make(documents)
-    second = make(list(reversed(documents)), output="reversed")
+    second = make([row | {"id": str(i)} for i, row in enumerate(reversed(documents))], output="reversed")
     held_out = {row["text"] for row in rows_below(first / "validation")}
     train = {row["text"] for row in rows_below(first / "train")}
     assert held_out == {row["text"] for row in rows_below(second / "validation")}
@@ -346,9 +340,19 @@ def test_workers_change_no_byte(tmp_path, one_worker, monkeypatch):
     assert content(tmp_path / "alone") == content(tmp_path / "together")
 
     write_jsonl(tmp_path / "in/3.jsonl", [{"txt": "x", "lang": "en"}])
-    with pytest.raises(UserError, match=re.escape("3.jsonl, row 1: has no column 'text' (did you mean 'txt'?")):
+    with pytest.raises(UserError, match=re.escape("3.jsonl, row 1: has no column 'text'; did you mean 'txt'?")):
         corpus.run(CorpusConfig(config.inputs, tmp_path / "bad", validation_share=0.2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "in", "together"]
+
+
+def test_many_files_share_a_task_and_keep_their_order(tmp_path, one_worker, monkeypatch):
+    monkeypatch.setattr(corpus, "_MAX_TASKS", 2)
+    rows = many(10)
+    for number in range(5):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", rows[6 * number : 6 * number + 6])
+    write_jsonl(tmp_path / "held_out.jsonl", [document(prose("en", 999))])
+    folder = corpus.run(CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", (str(tmp_path / "held_out.jsonl"),)))
+    assert [row["text"] for row in rows] == [row["text"] for row in rows_below(folder / "train")]
 
 
 def test_a_second_run_is_up_to_date_and_differences_are_named(make, capsys, tmp_path):

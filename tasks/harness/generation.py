@@ -1,0 +1,91 @@
+"""Tasks of text in, text out: a prompt in the chat template, a prefix-LM that reads it in both directions, a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from septet.tasks.harness.task import Example, Task, padded_batches
+
+# One user message renders to exactly the prompt of training, so that transformers' text-generation pipeline answers.
+CHAT_TEMPLATE = "{{ bos_token }}<|source|>{{ messages[-1]['content'] }}<|target|>"
+
+
+class GenerationTask(Task):
+    """Prompt `<bos><|source|> text <|target|>`, answer `text <eos>`; the loss is on the answer alone.
+
+    A source that does not fit is cut at its end, the report counts how often. `source_role` names the column.
+    """
+
+    head = "SeptetForCausalLM"
+    attention_mode = "prefix"
+    pipeline_tag = "text-generation"
+    source_role: ClassVar[str]
+
+    def prompt_ids(self, text: str, tokenizer: Any, room: int) -> tuple[list[int], bool]:
+        """Token ids of the prompt, and whether the text was cut to leave `room` tokens for the answer."""
+        source, target = tokenizer.convert_tokens_to_ids(["<|source|>", "<|target|>"])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [tokenizer.bos_token_id, source, *ids[:room], target], len(ids) > room
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
+        features = []
+        answer_room = config.max_position_embeddings // 2
+        for example in examples:
+            answer = tokenizer(example.reference, add_special_tokens=False)["input_ids"]
+            answer = [*answer[: answer_room - 1], tokenizer.eos_token_id]
+            room = config.max_position_embeddings - len(answer) - 3
+            prompt, cut = self.prompt_ids(example.input[self.source_role], tokenizer, room)
+            features.append(
+                {
+                    "input_ids": prompt + answer,
+                    "labels": [-100] * len(prompt) + answer,
+                    "prefix_lengths": len(prompt),
+                    "truncated": cut,
+                }
+            )
+        return features
+
+    def finish(self, model: Any, tokenizer: Any, settings: Any) -> None:
+        from transformers import GenerationConfig
+
+        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.padding_side = "left"  # a batch of prompts must end where the answers start
+        model.generation_config = GenerationConfig(
+            do_sample=False,  # written out: the pipeline's own default samples, even with beams
+            num_beams=settings.num_beams,
+            max_new_tokens=settings.max_new_tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def predict(self, model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int) -> list[dict[str, Any]]:
+        import torch
+        from tqdm import tqdm
+
+        new_tokens = model.generation_config.max_new_tokens or 64
+        room = max(8, model.config.max_position_embeddings - new_tokens - 3)
+        prompts = [self.prompt_ids(example.input[self.source_role], tokenizer, room) for example in examples]
+        rows: list[dict[str, Any]] = [{} for _ in examples]
+        batches = list(padded_batches([len(ids) for ids, _ in prompts], batch_size))
+        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1):
+            length = max(len(prompts[i][0]) for i in indices)
+            padding = [[0] * (length - len(prompts[i][0])) for i in indices]
+            input_ids = [
+                [tokenizer.pad_token_id for _ in p] + prompts[i][0] for p, i in zip(padding, indices, strict=True)
+            ]
+            mask = [p + [1] * len(prompts[i][0]) for p, i in zip(padding, indices, strict=True)]
+            with torch.no_grad():
+                output = model.generate(
+                    input_ids=torch.tensor(input_ids, device=model.device),
+                    attention_mask=torch.tensor(mask, device=model.device),
+                )
+            for i, tokens in zip(indices, output[:, length:].tolist(), strict=True):
+                text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                ended = tokenizer.eos_token_id in tokens
+                rows[i] = {"prediction": text, "truncated": prompts[i][1], "ended": ended}
+        return rows
+
+    def showcase(self, given: Mapping[str, Any]) -> Example:
+        return Example("showcase", given.get("lang", "en"), {self.source_role: given["text"]}, "")

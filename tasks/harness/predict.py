@@ -1,0 +1,274 @@
+"""Evaluate a fine-tuned checkpoint: predictions, scores with intervals, baselines beside them, a report.
+
+    septet evaluate classification --model runs/classification/final --data build/demo/sample/classification --output reports/classification
+
+Scores are computed from predictions.jsonl and the reference data alone: scoring again needs no model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from septet.data.errors import UserError, run_cli
+from septet.data.manifest import SCHEMA_VERSION, code_version, finished, fingerprint, read_json, write_json, writing
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    task: Annotated[str, tyro.conf.Positional]
+    """translation, classification, qa, summarization or ner"""
+    model: Path = Path("runs/task/final")
+    """a fine-tuned checkpoint"""
+    data: str = "data"
+    """the task's set, as for finetune; its train split serves the baselines"""
+    output: Path = Path("reports/task")
+    """where predictions.jsonl, report.json and report.md go"""
+    split: str | None = None
+    """which split to score; default: test if there is one, else validation"""
+    batch_size: int = 32
+    """sequences at once"""
+    max_rows: int | None = None
+    """score the first so many rows"""
+    columns: dict[str, str] = field(default_factory=dict)
+    """role and column, as for finetune"""
+    lang: Literal["en", "fr", "zh"] | None = None
+    """language of rows without a `lang` column"""
+    source_lang: str = "en"
+    """translation: from"""
+    target_lang: str = "fr"
+    """translation: to"""
+    showcase: Path | None = None
+    """a JSON file with inputs by task that the report shows with the model's answers"""
+    title: str | None = None
+    """of the report; default: the task's"""
+    seed: int = 0
+    """of the bootstrap"""
+    overwrite: bool = False
+    """replace what stands at --output"""
+
+
+def run(config: EvaluateConfig) -> Path:
+    """Predicts, scores and writes the report; returns its directory.
+
+    Raises:
+        UserError: unknown task; a model or set that is missing, damaged or does not fit; labels that train never had.
+    """
+    from septet.modeling.checkpoint import require_model_folder
+    from septet.tasks.harness.finetune import check_tokenizer, read_run
+    from septet.tasks.harness.report import write_task_report
+    from septet.tasks.harness.task import Reading, get_task, has_split, read_examples, split_file
+
+    task = get_task(config.task)
+    model_folder = require_model_folder(config.model)
+    head = read_json(model_folder / "config.json").get("architectures", ["?"])[0]
+    if head != task.head:
+        raise UserError(
+            f"{model_folder}: is a {head}; {task.name} needs a {task.head}; run `septet finetune {task.name}`"
+        )
+    is_local = not config.data.startswith("hub:")
+    split = config.split or ("test" if is_local and has_split(Path(config.data), "test") else "validation")
+    inputs: dict[str, Any] = {"model": model_folder}
+    if is_local:
+        inputs["test"] = split_file(Path(config.data), split)
+    if config.showcase:
+        inputs["showcase"] = config.showcase
+    if finished(config.output, "evaluate", config, inputs, config.overwrite):
+        return config.output
+    reading = Reading(config.columns, config.lang, config.source_lang, config.target_lang)
+    examples = read_examples(task, config.data, split, reading, config.max_rows)
+    train = read_examples(task, config.data, "train", reading)
+
+    import torch
+    from transformers.utils import logging
+
+    from septet.data.pack import load_tokenizer
+    from septet.modeling import modeling_septet
+    from septet.modeling.pretrain import peak_memory_gib
+
+    logging.set_verbosity_error()
+    tokenizer = load_tokenizer(model_folder)
+    model = getattr(modeling_septet, task.head).from_pretrained(model_folder, dtype=torch.float32).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    check_tokenizer(tokenizer, model.config, model_folder)
+    task.check(examples, model.config)
+
+    with writing(config.output, "evaluate", config, inputs) as out:
+        started = time.time()
+        predictions = task.predict(model, tokenizer, examples, config.batch_size)
+        seconds = time.time() - started
+        baselines = baseline_predictions(task.name, train, examples)
+        rows = [
+            {
+                "id": example.id,
+                "lang": example.lang,
+                "input": example.input,
+                "reference": example.reference,
+                **prediction,
+                "baselines": {name: values[i] for name, values in baselines.items()},
+            }
+            for i, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
+        ]
+        with open(out.path / "predictions.jsonl", "w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+        run_manifest = read_run(model_folder)
+        generation = getattr(model, "generation_config", None) if task.head == "SeptetForCausalLM" else None
+        names = ("num_beams", "max_new_tokens", "do_sample")
+        place = inputs.get("test", config.data)
+        report = {
+            "schema_version": SCHEMA_VERSION,
+            "task": task.name,
+            "title": config.title or task.title,
+            "synthetic": is_synthetic(Path(config.data)) if is_local else False,
+            "model": {
+                "path": str(config.model),
+                "num_parameters": model.num_parameters(),
+                "architecture": task.head,
+                "fingerprint": fingerprint(model_folder),
+                "adapter": run_manifest.get("config", {}).get("method") == "lora",
+            },
+            "data": {
+                "train": {**run_manifest.get("inputs", {}).get("train", {}), "rows": len(train)},
+                "test": {
+                    "path": str(place),
+                    "sha256": fingerprint(Path(place)) if is_local else "",
+                    "rows": len(rows),
+                    "truncated": sum(row["truncated"] for row in rows),
+                    "skipped": 0,
+                },
+            },
+            "languages": sorted({row["lang"] for row in rows}),
+            "seed": config.seed,
+            "code_version": code_version(),
+            "decoding": {name: getattr(generation, name) for name in names} if generation is not None else {},
+            "finetune": finetune_settings(run_manifest),
+            "curves": run_manifest.get("counts", {}).get("curves", {}),
+            "showcase": showcase(task, model, tokenizer, config),
+            "seconds": {
+                "finetune": run_manifest.get("counts", {}).get("training_seconds", 0.0),
+                "predict": round(seconds, 2),
+            },
+            "peak_memory_gib": round(peak_memory_gib(), 3),
+            "hardware": hardware(),
+            "libraries": libraries(),
+            **scores(task, rows, config.seed),
+        }
+        write_json(out.path / "report.json", report)
+        write_task_report(out.path)
+        out.counts.update(rows=len(rows))
+    main = report["scores"][task.primary_metric]
+    beside = "; ".join(
+        f"{name} {baseline['scores'][task.primary_metric]['value']:.1f}"
+        for name, baseline in report["baselines"].items()
+    )
+    print(
+        f"evaluate {task.name}: {task.primary_metric} {main['value']:.1f} [{main['low']:.1f}, {main['high']:.1f}] "
+        f"on {len(rows):,} rows ({beside}); {config.output / 'report.md'}",
+        flush=True,
+    )
+    return config.output
+
+
+def scores(task: Any, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """The scored parts of a report, from the rows of predictions.jsonl alone."""
+    from septet.tasks.harness import metrics
+    from septet.tasks.metrics import load
+
+    family = task.name
+    predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
+    languages = [row["lang"] for row in rows]
+    found = metrics.compute(family, predictions, references, languages, seed=seed)
+    # The headline is what the published `evaluate` module gives; the bootstrap must stand around the same number.
+    module = load(task.metric_module).compute(predictions=predictions, references=references, languages=languages)
+    headline = module[task.primary_metric]
+    if abs(headline - found[task.primary_metric]["value"]) > 1e-6:
+        raise RuntimeError(f"{task.primary_metric}: {headline} by the evaluate module, {found[task.primary_metric]}")
+    baselines = {}
+    for name in rows[0]["baselines"]:
+        theirs = [row["baselines"][name] for row in rows]
+        baselines[name] = {
+            "scores": metrics.compute(family, theirs, references, languages, seed=seed),
+            "difference": metrics.difference(
+                family, task.primary_metric, predictions, theirs, references, languages, seed=seed
+            ),
+        }
+    by_language = {}
+    for lang in sorted(set(languages)):
+        mine = [i for i, other in enumerate(languages) if other == lang]
+        of_language = [predictions[i] for i in mine], [references[i] for i in mine]
+        by_language[lang] = {"rows": len(mine), "scores": metrics.compute(family, *of_language, lang, seed=seed)}
+    return {
+        "primary_metric": task.primary_metric,
+        "scores": found,
+        "baselines": baselines,
+        "by_language": by_language,
+        **task.tables(predictions, references),
+    }
+
+
+def baseline_predictions(task_name: str, train: list[Any], test: list[Any]) -> dict[str, list[Any]]:
+    """What the task's simple systems predict for `test`."""
+    from septet.tasks.harness.baselines import baselines
+
+    def as_rows(examples: list[Any]) -> list[dict[str, Any]]:
+        return [{"id": e.id, "lang": e.lang, "input": e.input, "reference": e.reference} for e in examples]
+
+    return baselines(task_name, as_rows(train), as_rows(test))
+
+
+def showcase(task: Any, model: Any, tokenizer: Any, config: EvaluateConfig) -> list[dict[str, str]]:
+    """The inputs of --showcase for this task with whatever the model answers."""
+    if config.showcase is None:
+        return []
+    given = read_json(config.showcase).get(task.name)
+    if given is None:
+        return []
+    example = task.showcase(given)
+    [prediction] = task.predict(model, tokenizer, [example], 1)
+    text = "\n".join(str(given[key]) for key in ("question", "context", "text") if key in given)
+    return [{"title": task.title, "input": text, "prediction": task.shown(prediction, example)}]
+
+
+def is_synthetic(data: Path) -> bool:
+    """Whether a task set lies in the embedded sample."""
+    return (data.parent / "SOURCE.md").is_file() and (data.parent / "manifest.json").is_file()
+
+
+def finetune_settings(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the model was fine-tuned with: the configuration, with defaults as they were resolved."""
+    left_out = ("base", "data", "columns", "task")
+    config = {k: v for k, v in manifest.get("config", {}).items() if v is not None and k not in left_out}
+    return {**config, **manifest.get("counts", {}).get("resolved", {})}
+
+
+def hardware() -> str:
+    """Processor, cores, memory and accelerator of this machine, as a report states them."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores, {memory_gib:.0f} GiB{device}"
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "tokenizers", "sacrebleu", "rouge-score", "seqeval", "scikit-learn", "evaluate")
+    return {name: version(name) for name in names}
+
+
+if __name__ == "__main__":
+    run_cli(run, EvaluateConfig)

@@ -1,0 +1,245 @@
+"""What a task is: its columns, its head, how a row becomes tokens, and how the model's output becomes an answer.
+
+One module of `septet.tasks` with `TASK = ...` is one task; the folder is the registry. Three kinds of reading are ready to
+derive from: `Task` itself, `harness.generation.GenerationTask` for text in, text out, and the heads in the recipes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from septet.data.documents import check_columns, read_rows
+from septet.data.errors import UserError, suggestion
+
+SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet", ".csv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One row of a task set, in the shape that predictions and reports have."""
+
+    id: str
+    lang: str
+    """of the reference: en, fr or zh"""
+    input: dict[str, Any]
+    reference: Any
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """what only training needs, such as where an answer starts"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How to read a task set: which columns, in which languages."""
+
+    columns: Mapping[str, str]
+    """role -> column, for roles whose column has another name than the recipe's"""
+    lang: str | None = None
+    """language of rows without a `lang` column"""
+    source_lang: str = "en"
+    target_lang: str = "fr"
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """Fine-tuning settings of a recipe; the reasons stand in the recipe's docstring."""
+
+    epochs: float = 4
+    batch_size: int = 32
+    label_smoothing: float = 0.0
+    num_beams: int = 1
+    max_new_tokens: int = 64
+
+
+class Task:
+    """A recipe. Subclasses set the class variables and say how rows, tokens and answers hang together."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    hub_id: ClassVar[str]
+    """a set of the Hub in these columns"""
+    columns: ClassVar[dict[str, str]]
+    """role -> column of that set"""
+    head: ClassVar[str]
+    """the class that is fine-tuned"""
+    attention_mode: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    primary_metric: ClassVar[str]
+    metric_module: ClassVar[str]
+    """file in septet/tasks/metrics"""
+    defaults: ClassVar[Defaults] = Defaults()
+
+    # ---- rows
+    def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
+        """A row as an example. Raises ValueError with the value and the rule; the caller adds file and row."""
+        raise NotImplementedError
+
+    def config_fields(self, train: Sequence[Example]) -> dict[str, Any]:
+        """Fields of the model's configuration that the training set decides, such as the labels."""
+        return {}
+
+    def check(self, examples: Sequence[Example], config: Any) -> None:
+        """Raises a `UserError` if a model with this configuration cannot be scored on these examples."""
+
+    # ---- training
+    def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
+        """Features for training; each may hold `truncated`, which is counted and then dropped."""
+        raise NotImplementedError
+
+    def collate(self, features: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, Any]:
+        """A padded batch of tensors: ids with pad, labels with -100, on the right."""
+        import torch
+
+        length = max(len(feature["input_ids"]) for feature in features)
+        batch: dict[str, Any] = {}
+        for key in features[0]:
+            if key == "input_ids":
+                rows = [[*f[key], *[tokenizer.pad_token_id] * (length - len(f[key]))] for f in features]
+                batch["attention_mask"] = torch.tensor(
+                    [[1] * len(f[key]) + [0] * (length - len(f[key])) for f in features]
+                )
+            elif key == "labels" and isinstance(features[0][key], list):
+                rows = [[*f[key], *[-100] * (length - len(f[key]))] for f in features]
+            else:
+                rows = [f[key] for f in features]
+            batch[key] = torch.tensor(rows)
+        return batch
+
+    def finish(self, model: Any, tokenizer: Any, settings: Any) -> None:
+        """What the finished model carries beside its weights: generation settings, a chat template."""
+
+    # ---- answers
+    def predict(self, model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int) -> list[dict[str, Any]]:
+        """For each example a row with `prediction`, `truncated`, and whatever else the report should show."""
+        raise NotImplementedError
+
+    def showcase(self, given: Mapping[str, Any]) -> Example:
+        """An input typed by a person, as an example without a reference."""
+        raise NotImplementedError
+
+    def shown(self, prediction: Mapping[str, Any], example: Example) -> str:
+        """A prediction as a person reads it."""
+        return str(prediction["prediction"])
+
+    def tables(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, Any]:
+        """Further parts of the report: `classes`, `confusion`."""
+        return {}
+
+
+@cache
+def all_tasks() -> dict[str, Task]:
+    """Every recipe of the `septet.tasks` folder by its name."""
+    import septet.tasks
+
+    found = {}
+    for module in pkgutil.iter_modules(septet.tasks.__path__):
+        if not module.ispkg:
+            task = getattr(importlib.import_module(f"septet.tasks.{module.name}"), "TASK", None)
+            if task is not None:
+                found[task.name] = task
+    return found
+
+
+def get_task(name: str) -> Task:
+    """The recipe of that name.
+
+    Raises:
+        UserError: there is none; the message suggests one.
+    """
+    if name not in all_tasks():
+        raise UserError(f"task {name!r} is unknown; {suggestion(name, all_tasks())}")
+    return all_tasks()[name]
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """The file of a split in a task set's folder.
+
+    Raises:
+        UserError: there is no such folder or file; the message names the splits there are.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --data is a folder with train.jsonl.gz, validation.jsonl.gz ...")
+    for suffix in SUFFIXES:
+        if (folder / f"{split}{suffix}").is_file():
+            return folder / f"{split}{suffix}"
+    there = sorted(p.name.split(".")[0] for p in folder.iterdir() if p.name.endswith(SUFFIXES))
+    raise UserError(f"{folder}: has no {split} split ({suggestion(split, there)}); name one of those")
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a task set has this split."""
+    return any((Path(folder) / f"{split}{suffix}").is_file() for suffix in SUFFIXES)
+
+
+def read_examples(
+    task: Task, data: str | Path, split: str, reading: Reading, limit: int | None = None
+) -> list[Example]:
+    """The examples of a split: of a folder of files, or of `hub:owner/name[:config]`.
+
+    Raises:
+        UserError: a missing or damaged file, a wrong column, an empty set, a row that breaks the task's rules, or a
+            language that is not given.
+    """
+    if str(data).startswith("hub:"):
+        place, rows = str(data), _hub_rows(str(data), split)
+    else:
+        place = split_file(Path(data), split)
+        rows = read_rows(place)
+    unknown = set(reading.columns) - set(task.columns)
+    if unknown:
+        role = sorted(unknown)[0]
+        raise UserError(f"column role {role!r}: {task.name} has none of that name; {suggestion(role, task.columns)}")
+    columns = {**task.columns, **reading.columns}
+    way_out = f"map it with --columns {next(iter(task.columns))}=NAME, or rename it"
+    check_columns(place, rows[0], list(dict.fromkeys(columns.values())), way_out)
+    examples = []
+    for number, row in enumerate(rows[:limit]):
+        try:
+            examples.append(task.example({"id": f"{split}-{number}", **row}, columns, reading))
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"a row without {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{place}, row {number + 1}: {message}; mend the row, or leave it out") from error
+    return examples
+
+
+def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    repo, _, config = name.removeprefix("hub:").partition(":")
+    try:
+        data = datasets.load_dataset(repo, config or None, split=split)
+    except Exception as error:
+        raise UserError(
+            f"{name}: cannot be loaded ({str(error).splitlines()[0]}); check the name and the network"
+        ) from error
+    labels = {n: f for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
+    return [{**row, **{n: f.int2str(row[n]) for n, f in labels.items()}} for row in data]
+
+
+def language(row: Mapping[str, Any], reading: Reading) -> str:
+    """The language of a row: its `lang` column, or --lang."""
+    lang = row.get("lang") or reading.lang
+    if lang not in ("en", "fr", "zh"):
+        raise ValueError(f"language {lang!r}; a row needs a `lang` column with en, fr or zh, or give --lang")
+    return str(lang)
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """A text column's value, which may not be empty."""
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"column {column!r} holds {value!r}; it must hold text")
+    return value
+
+
+def padded_batches(lengths: Sequence[int], batch_size: int) -> Iterable[list[int]]:
+    """Indices in batches of similar length, the longest first, so that what does not fit into memory fails at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,153 @@
+"""Question answering: the answer is a span of the context, found by the scores of its first and last token.
+
+`<bos> question <sep> context`, read in both directions. A context that does not fit is read in windows that overlap by
+half; the best span over all windows wins. Position 0 stands for "no answer" in a window; it is an answer of the whole
+only if train had unanswerable questions (SQuAD 2.0).
+
+Defaults: four epochs of 32; answers of at most 30 tokens, as in BERT's recipe (Devlin et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from septet.data.errors import UserError
+from septet.tasks.harness.task import Defaults, Example, Reading, Task, language, padded_batches, text_of
+
+MAX_ANSWER_TOKENS = 30
+CANDIDATES = 20  # first and last positions that are paired with each other
+
+
+class QuestionAnswering(Task):
+    name = "qa"
+    title = "Question answering"
+    hub_id = "rajpurkar/squad"
+    columns = {"question": "question", "context": "context", "answers": "answers"}
+    head = "SeptetForQuestionAnswering"
+    attention_mode = "bidirectional"
+    pipeline_tag = "question-answering"
+    primary_metric = "f1"
+    metric_module = "squad"
+    defaults = Defaults(epochs=4)
+
+    def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
+        question, context = text_of(row, columns["question"]), text_of(row, columns["context"])
+        answers = row[columns["answers"]]
+        texts, starts = list(answers["text"]), list(answers["answer_start"])
+        if len(texts) != len(starts):
+            raise ValueError(f"{len(texts)} answers and {len(starts)} starts; each answer needs its start")
+        for text, start in zip(texts, starts, strict=True):
+            there = context[start : start + len(text)]
+            if there != text:
+                raise ValueError(
+                    f"the answer {text[:40]!r} should start at character {start} of the context, but there stands "
+                    f"{there[:40]!r}; answer_start counts characters from 0"
+                )
+        spans = [(start, start + len(text)) for text, start in zip(texts, starts, strict=True)]
+        given = {"question": question, "context": context}
+        return Example(str(row["id"]), language(row, reading), given, texts, {"spans": spans})
+
+    def config_fields(self, train: Sequence[Example]) -> dict[str, Any]:
+        return {"task_specific_params": {"qa": {"unanswerable": any(not example.reference for example in train)}}}
+
+    def windows(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
+        """Windows: `example` index, `input_ids`, and `offsets` of each piece in the context (None outside of it)."""
+        length = config.max_position_embeddings
+        questions = [example.input["question"] for example in examples]
+        # A question may take half of the window at most; what is longer is cut.
+        halves = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        limit = length // 2 - 2
+        questions = [q if len(o) <= limit else q[: o[limit - 1][1]] for q, o in zip(questions, halves, strict=True)]
+        longest = min(limit, max(map(len, halves)))
+        encoded = tokenizer(
+            questions,
+            [example.input["context"] for example in examples],
+            truncation="only_second",
+            max_length=length,
+            stride=(length - longest - 2) // 2,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        found = []
+        for window, ids in enumerate(encoded["input_ids"]):
+            sequence = encoded.sequence_ids(window)
+            offsets = [o if s == 1 else None for o, s in zip(encoded["offset_mapping"][window], sequence, strict=True)]
+            found.append(
+                {"example": encoded["overflow_to_sample_mapping"][window], "input_ids": ids, "offsets": offsets}
+            )
+        return found
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
+        features = []
+        for window in self.windows(examples, tokenizer, config):
+            first, last = 0, 0
+            spans = examples[window["example"]].extra["spans"]
+            if spans:
+                first, last = _token_span(window["offsets"], *spans[0])
+            features.append(
+                {"input_ids": window["input_ids"], "start_positions": first, "end_positions": last, "truncated": False}
+            )
+        return features
+
+    def predict(self, model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int) -> list[dict[str, Any]]:
+        import torch
+        from tqdm import tqdm
+
+        windows = self.windows(examples, tokenizer, model.config)
+        options = (getattr(model.config, "task_specific_params", None) or {}).get("qa", {})
+        best: list[tuple[float, str]] = [(-1e9, "")] * len(examples)
+        null = [1e9] * len(examples)
+        batches = list(padded_batches([len(w["input_ids"]) for w in windows], batch_size))
+        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1):
+            batch = self.collate([{"input_ids": windows[i]["input_ids"]} for i in indices], tokenizer)
+            with torch.no_grad():
+                output = model(**{k: v.to(model.device) for k, v in batch.items()})
+            if not torch.isfinite(output.start_logits).all():
+                raise UserError(
+                    "the model's scores are not finite (NaN or infinity); it cannot be evaluated; train it again"
+                )
+            for row, i in enumerate(indices):
+                start, end = output.start_logits[row].float(), output.end_logits[row].float()
+                index = windows[i]["example"]
+                null[index] = min(null[index], float(start[0] + end[0]))
+                scored = best_span(start.tolist(), end.tolist(), windows[i]["offsets"])
+                if scored is not None and scored[0] > best[index][0]:
+                    best[index] = (scored[0], examples[index].input["context"][scored[1] : scored[2]].strip())
+        rows = []
+        for (score, text), no_answer in zip(best, null, strict=True):
+            silent = options.get("unanswerable") and no_answer > score
+            rows.append(
+                {"prediction": "" if silent else text, "truncated": False, "score": round(score - no_answer, 4)}
+            )
+        return rows
+
+    def showcase(self, given: Mapping[str, Any]) -> Example:
+        return Example(
+            "showcase", given.get("lang", "zh"), {"question": given["question"], "context": given["context"]}, []
+        )
+
+
+def _token_span(offsets: Sequence[tuple[int, int] | None], start: int, end: int) -> tuple[int, int]:
+    """First and last piece of the characters [start, end); (0, 0) if the window does not hold them whole."""
+    inside = [i for i, o in enumerate(offsets) if o is not None and o[0] < end and o[1] > start]
+    if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
+        return 0, 0
+    return inside[0], inside[-1]
+
+
+def best_span(
+    start: Sequence[float], end: Sequence[float], offsets: Sequence[tuple[int, int] | None]
+) -> tuple[float, int, int] | None:
+    """(score, first character, end character) of the best span in the context; None if the window has no context."""
+    places = [i for i, offset in enumerate(offsets) if offset is not None]
+    firsts = sorted(places, key=lambda i: -start[i])[:CANDIDATES]
+    lasts = sorted(places, key=lambda i: -end[i])[:CANDIDATES]
+    spans = [(start[i] + end[j], i, j) for i in firsts for j in lasts if i <= j < i + MAX_ANSWER_TOKENS]
+    if not spans:
+        return None
+    score, first, last = max(spans)
+    return score, offsets[first][0], offsets[last][1]
+
+
+TASK = QuestionAnswering()
