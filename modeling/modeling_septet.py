@@ -132,6 +132,7 @@ class SeptetAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.o_proj.writes_residual = True  # for _init_weights
         self.q_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -176,6 +177,7 @@ class SeptetMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj.writes_residual = True  # for _init_weights
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -233,11 +235,8 @@ class SeptetPreTrainedModel(PreTrainedModel):
           logits then start with std 0.4 at most and the first loss is ln(V) + 0.4^2 / 2.
         """
         super()._init_weights(module)
-        residual_std = self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5
-        if isinstance(module, SeptetAttention):
-            init.normal_(module.o_proj.weight, std=residual_std)
-        elif isinstance(module, SeptetMLP):
-            init.normal_(module.down_proj.weight, std=residual_std)
+        if getattr(module, "writes_residual", False):
+            init.normal_(module.weight, std=self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5)
         elif module is self.get_output_embeddings() or (
             isinstance(module, nn.Embedding) and self.config.tie_word_embeddings
         ):

@@ -108,6 +108,7 @@ def run(config: PretrainConfig) -> Path:
     from septet.modeling.presets import preset_config
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     # ---- what the run is: data, shape, steps
     accelerator = Accelerator(log_with=config.tracker, project_dir=output if config.tracker else None)
     data = PackedDataset(config.data, "train", config.mixture, config.seed)

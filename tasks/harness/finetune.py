@@ -37,8 +37,6 @@ class FinetuneConfig:
     """full: all weights. lora: adapters on every linear layer (Hu et al. 2021), merged into final/, kept in adapter/"""
     epochs: float | None = None
     """passes over train; default: the recipe's"""
-    max_minutes: float | None = None
-    """stop after so many minutes of training, whatever the epochs; the learning rate has then not come down"""
     batch_size: int | None = None
     """sequences of one step over all processes; default: the recipe's"""
     micro_batch_size: int | None = None
@@ -108,6 +106,7 @@ def run(config: FinetuneConfig) -> Path:
     from septet.modeling.pretrain import peak_memory_gib
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     set_seed(config.seed)
     tokenizer = load_tokenizer(base)
     fields = {
@@ -171,7 +170,6 @@ def run(config: FinetuneConfig) -> Path:
         eval_dataset=held_out_features,
         data_collator=lambda features: task.collate(features, tokenizer),
         optimizers=(optimizer, schedule),
-        callbacks=_time_limit(config.max_minutes),
         label_smoothing=smoothing,
     )
     print(
@@ -274,20 +272,29 @@ def _with_adapters(model: Any, task: Any, config: FinetuneConfig) -> Any:
 
 
 def _trainer_class() -> Any:
-    from transformers import Trainer
+    from transformers import ProgressCallback, Trainer
+
+    class QuietProgress(ProgressCallback):
+        """A bar with the loss beside it; the losses themselves are kept for the report, not printed line by line."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if state.is_world_process_zero and self.training_bar is not None:
+                named = {"loss": "loss", "eval_loss": "held out"}
+                self.losses = {**getattr(self, "losses", {}), **{named[k]: v for k, v in logs.items() if k in named}}
+                self.training_bar.set_postfix({k: f"{float(v):.3f}" for k, v in self.losses.items()}, refresh=False)
 
     class SeptetTrainer(Trainer):
         """Trainer that asks a language-model head for the loss alone (no logits are held) and smooths its labels."""
 
         def __init__(self, *args: Any, label_smoothing: float = 0.0, **kwargs: Any):
             super().__init__(*args, **kwargs)
-            inner = getattr(self.model, "base_model", self.model)
+            self.remove_callback(ProgressCallback)
+            self.add_callback(QuietProgress)
             self.loss_options = {}
             if "prefix_lengths" in self.train_dataset[0]:
                 self.loss_options = {"skip_logits": True, "label_smoothing": label_smoothing, "use_cache": False}
             else:
                 self.model_accepts_loss_kwargs = False  # these heads take the mean over the batch themselves
-            del inner
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -301,20 +308,6 @@ def _trainer_class() -> Any:
             return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     return SeptetTrainer
-
-
-def _time_limit(max_minutes: float | None) -> list[Any]:
-    from transformers import TrainerCallback
-
-    class StopAfter(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.started = time.time()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if time.time() - self.started > max_minutes * 60:
-                control.should_training_stop = True
-
-    return [StopAfter()] if max_minutes else []
 
 
 def _num_processes() -> int:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import SCHEMA_VERSION, code_version, finished, fingerprint, read_json, write_json, writing
+from septet.data.manifest import SCHEMA_VERSION, code_version, fingerprint, finished, read_json, write_json, writing
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def run(config: EvaluateConfig) -> Path:
     from septet.modeling.pretrain import peak_memory_gib
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     tokenizer = load_tokenizer(model_folder)
     model = getattr(modeling_septet, task.head).from_pretrained(model_folder, dtype=torch.float32).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,266 @@
+"""The model against references: transformers' own Qwen3 and Llama, plain formulas, and itself read another way."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, StaticCache
+
+from septet.modeling.configuration_septet import SeptetConfig
+from septet.modeling.modeling_septet import (
+    SeptetForCausalLM,
+    SeptetForMaskedLM,
+    SeptetForNextSentencePrediction,
+    SeptetForPreTraining,
+    SeptetForQuestionAnswering,
+    SeptetForSequenceClassification,
+    SeptetForTokenClassification,
+    SeptetModel,
+    chunked_linear_cross_entropy,
+    document_ids_of,
+)
+from septet.modeling.presets import PRESETS, preset_config
+
+SHAPE = PRESETS["tiny"]
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def tiny(**fields) -> SeptetConfig:
+    return preset_config("tiny", **{"vocab_size": 300, "max_position_embeddings": 64, **IDS, **fields})
+
+
+def random_ids(*shape: int) -> torch.Tensor:
+    return torch.randint(16, 300, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def causal() -> SeptetForCausalLM:
+    torch.manual_seed(0)
+    model = SeptetForCausalLM(tiny()).eval()
+    with torch.no_grad():  # attention must matter, or a wrong mask would not show
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("peer", ["qwen3", "llama"])
+def test_logits_loss_and_gradients_equal_the_native_model(peer: str, tied: bool) -> None:
+    torch.manual_seed(1)
+    fields = {**SHAPE, "vocab_size": 300, "tie_word_embeddings": tied, "max_position_embeddings": 64}
+    ours = SeptetForCausalLM(SeptetConfig(**fields, qk_norm=peer == "qwen3"))
+    if peer == "qwen3":
+        theirs = Qwen3ForCausalLM(Qwen3Config(**fields))
+    else:
+        theirs = LlamaForCausalLM(LlamaConfig(**fields))
+    theirs.load_state_dict(ours.state_dict())
+    ids = random_ids(2, 40)
+    labels = ids.clone()
+    labels[:, :7] = -100
+    expected = theirs(ids, labels=labels)
+    expected.loss.backward()
+    actual = ours(ids, labels=labels, skip_logits=True)
+    assert actual.logits is None
+    actual.loss.backward()
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours(ids).logits, expected.logits, rtol=0, atol=1e-5)
+    for (name, p), (_, q) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("mode", ["causal", "bidirectional"])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_packed_documents_do_not_see_each_other(causal, attention: str, mode: str, with_mask: bool) -> None:
+    model = SeptetModel._from_config(causal.config, attn_implementation=attention).eval()
+    model.load_state_dict(causal.model.state_dict())
+    ids = random_ids(1, 30)
+    positions = torch.cat([torch.arange(11), torch.arange(19)])[None]
+    mask = torch.ones_like(ids) if with_mask else None
+    packed = model(ids, attention_mask=mask, position_ids=positions, attention_mode=mode).last_hidden_state
+    alone = [model(part, attention_mode=mode).last_hidden_state for part in (ids[:, :11], ids[:, 11:])]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=1e-4)
+    leaking = model(ids, attention_mode=mode).last_hidden_state
+    assert (leaking - packed).abs().max() > 1e-2
+
+
+def test_document_ids_count_restarts() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+    assert document_ids_of(positions).tolist() == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 0]]
+
+
+def test_reading_directions(causal) -> None:
+    ids, changed = random_ids(1, 20), random_ids(1, 20)
+    changed[0, 15] = 299 - changed[0, 15] + 16
+
+    def moved(**kwargs) -> list[bool]:
+        """Which positions' hidden states a change at position 15 reaches."""
+        before, after = (causal.model(x, **kwargs).last_hidden_state for x in (ids, changed))
+        return ((before - after).abs().amax(-1)[0] > 1e-5).tolist()
+
+    assert moved() == [False] * 15 + [True] * 5
+    assert moved(attention_mode="bidirectional") == [True] * 20
+    assert moved(prefix_lengths=torch.tensor([16])) == [True] * 20
+    assert moved(prefix_lengths=torch.tensor([15])) == [False] * 15 + [True] * 5
+    with pytest.raises(ValueError, match="prefix_lengths"):
+        causal.model(ids, attention_mode="bidirectional", prefix_lengths=torch.tensor([3]))
+
+
+@pytest.mark.parametrize("mode", ["causal", "prefix"])
+def test_generation_equals_a_loop_without_cache(causal, mode: str) -> None:
+    model = SeptetForCausalLM(tiny(attention_mode=mode)).eval()
+    model.load_state_dict(causal.state_dict())
+    prompt = random_ids(2, 9)
+    expected = prompt
+    for _ in range(10):
+        prefix = torch.tensor([9, 9]) if mode == "prefix" else None
+        logits = model(expected, prefix_lengths=prefix, use_cache=False).logits
+        expected = torch.cat([expected, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    options = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(prompt, **options), expected)
+    assert torch.equal(model.generate(prompt, use_cache=False, **options), expected)
+    assert torch.equal(model.generate(prompt, cache_implementation="static", **options), expected)
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), prompt], 1)
+    mask = (padded > 0).long()
+    assert torch.equal(model.generate(padded, attention_mask=mask, **options)[:, 3:], expected)
+
+
+def test_prefix_prompt_is_read_in_both_directions_with_a_static_cache(causal) -> None:
+    model = SeptetForCausalLM(tiny(attention_mode="prefix")).eval()
+    model.load_state_dict(causal.state_dict())
+    ids = random_ids(1, 8)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    inputs = model.prepare_inputs_for_generation(
+        ids, past_key_values=cache, attention_mask=torch.ones_like(ids), is_first_iteration=True,
+        prefix_lengths=torch.tensor([8]),
+    )  # fmt: skip
+    static = model(**inputs).logits
+    plain = model(ids, prefix_lengths=torch.tensor([8]), use_cache=False).logits
+    torch.testing.assert_close(static, plain, rtol=0, atol=1e-5)
+    assert (plain - model(ids, use_cache=False).logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("z_loss_weight", [0.0, 0.01])
+def test_chunked_cross_entropy_equals_the_plain_one(smoothing: float, z_loss_weight: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 50, 24, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(97, 24, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 97, (3, 50), generator=generator)
+    labels[0, :20] = -100
+    logits = (states @ weight.T)[labels != -100]
+    plain = functional.cross_entropy(logits, labels[labels != -100], reduction="sum", label_smoothing=smoothing)
+    plain = plain + z_loss_weight * logits.logsumexp(-1).square().sum()
+    expected = torch.autograd.grad(plain * 0.3, (states, weight))
+    loss = chunked_linear_cross_entropy(states, weight, labels, smoothing, z_loss_weight, chunk_size=17)
+    torch.testing.assert_close(loss.double(), plain, rtol=1e-5, atol=0)
+    for actual, wanted in zip(torch.autograd.grad(loss * 0.3, (states, weight)), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_losses_of_the_heads_are_their_formulas() -> None:
+    torch.manual_seed(0)
+    ids, mask = random_ids(4, 12), torch.ones(4, 12, dtype=torch.long)
+    mask[0, 8:] = 0
+    labels = torch.full_like(ids, -100)
+    labels[:, 3:6] = ids[:, 3:6]
+
+    masked = SeptetForMaskedLM(tiny()).eval()
+    out = masked(ids, attention_mask=mask, labels=labels)
+    torch.testing.assert_close(out.loss, functional.cross_entropy(out.logits.flatten(0, 1), labels.flatten()))
+
+    both = SeptetForPreTraining(tiny()).eval()
+    sentence = torch.tensor([0, 1, 1, 0])
+    out = both(ids, attention_mask=mask, labels=labels, next_sentence_label=sentence)
+    words = functional.cross_entropy(out.prediction_logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(out.loss, words + functional.cross_entropy(out.seq_relationship_logits, sentence))
+
+    pairs = SeptetForNextSentencePrediction(tiny()).eval()
+    out = pairs(ids, attention_mask=mask, labels=sentence)
+    torch.testing.assert_close(out.loss, functional.cross_entropy(out.logits, sentence))
+
+    classes = SeptetForSequenceClassification(tiny(num_labels=3, attention_mode="bidirectional")).eval()
+    kinds = torch.tensor([0, 2, 1, 1])
+    out = classes(ids, attention_mask=mask, labels=kinds)
+    torch.testing.assert_close(out.loss, functional.cross_entropy(out.logits, kinds))
+    several = SeptetForSequenceClassification(tiny(num_labels=3, problem_type="multi_label_classification")).eval()
+    targets = torch.tensor([[0.0, 1, 1]] * 4)
+    out = several(ids, attention_mask=mask, labels=targets)
+    torch.testing.assert_close(out.loss, functional.binary_cross_entropy_with_logits(out.logits, targets))
+    number = SeptetForSequenceClassification(tiny(num_labels=1)).eval()
+    out = number(ids, attention_mask=mask, labels=torch.tensor([0.5, 1, 2, 3]))
+    torch.testing.assert_close(out.loss, functional.mse_loss(out.logits[:, 0], torch.tensor([0.5, 1, 2, 3])))
+
+    tags = SeptetForTokenClassification(tiny(num_labels=300)).eval()
+    out = tags(ids, attention_mask=mask, labels=labels)
+    torch.testing.assert_close(out.loss, functional.cross_entropy(out.logits.flatten(0, 1), labels.flatten()))
+
+    spans = SeptetForQuestionAnswering(tiny()).eval()
+    first, last = torch.tensor([1, 2, 3, 99]), torch.tensor([4, 5, 6, 99])  # 99: past the end, ignored
+    out = spans(ids, attention_mask=mask, start_positions=first, end_positions=last)
+    wanted = functional.cross_entropy(out.start_logits[:3], first[:3]) + functional.cross_entropy(
+        out.end_logits[:3], last[:3]
+    )
+    torch.testing.assert_close(out.loss, wanted / 2)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
+def test_padding_does_not_change_a_classification(pooling: str) -> None:
+    torch.manual_seed(0)
+    model = SeptetForSequenceClassification(tiny(classifier_pooling=pooling, attention_mode="bidirectional")).eval()
+    ids = random_ids(1, 9)
+    padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
+    expected = model(ids).logits
+    torch.testing.assert_close(model(padded, attention_mask=(padded > 0).long()).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_first_loss_is_that_of_guessing() -> None:
+    torch.manual_seed(0)
+    for hidden, heads in ((64, 4), (512, 8)):
+        config = SeptetConfig(
+            vocab_size=2048, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2,
+            num_attention_heads=heads, num_key_value_heads=heads, head_dim=hidden // heads, max_position_embeddings=64,
+        )  # fmt: skip
+        ids = torch.randint(0, 2048, (4, 64))
+        loss = SeptetForCausalLM(config)(ids, labels=ids).loss.item()
+        assert abs(loss / math.log(2048) - 1) < 0.02
+
+
+def test_initial_spread_is_as_documented() -> None:
+    torch.manual_seed(0)
+    model = SeptetForCausalLM(preset_config("small", vocab_size=1024))
+    layer = model.model.layers[3]
+    for parameter, std in (
+        (layer.self_attn.q_proj.weight, 0.02),
+        (layer.mlp.up_proj.weight, 0.02),
+        (layer.self_attn.o_proj.weight, 0.02 / math.sqrt(12)),
+        (layer.mlp.down_proj.weight, 0.02 / math.sqrt(12)),
+        (model.model.embed_tokens.weight, 0.4 / math.sqrt(512)),
+    ):
+        assert parameter.std().item() == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "millions"),
+    [("tiny", 512, 0.107), ("nano", 4096, 2.361), ("small", 10_000, 20.856), ("base", 65_536, 125.850),
+     ("1b", 65_536, 1140.940), ("7b", 65_536, 7113.814)],
+)  # fmt: skip
+def test_presets_have_the_stated_size(name: str, vocab_size: int, millions: float) -> None:
+    with torch.device("meta"):
+        model = SeptetForCausalLM(preset_config(name, vocab_size=vocab_size))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"num_attention_heads": 6, "num_key_value_heads": 4}, "6.*4"), ({"head_dim": 7}, "7"),
+     ({"pad_token_id": 300, "vocab_size": 300}, "300"), ({"attention_mode": "backwards"}, "attention_mode"),
+     ({"hidden_size": "64"}, "hidden_size")],
+)  # fmt: skip
+def test_configurations_that_cannot_be_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        SeptetConfig(**fields)
