@@ -50,6 +50,7 @@ class SeptetConfig(PreTrainedConfig):
             `attention_mask` keeps, or the last such token's (the sensible choice for causal reading).
         trained_heads: the classes whose weights in this checkpoint come from training. Each of them loads complete;
             any other head loads with its own new tensors, and transformers names them.
+        task_specific_params: what a task's decoder must know, by task, such as whether questions may be unanswerable.
     """
 
     model_type = "septet"
@@ -99,6 +100,7 @@ class SeptetConfig(PreTrainedConfig):
     sep_token_id: int | None = None
     mask_token_id: int | None = None
     trained_heads: list[str] | None = None
+    task_specific_params: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
