@@ -23,7 +23,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(known)
 
 
-def run_cli(run: Callable[[Any], Any], config_class: type, args: Sequence[str] | None = None, prog: str | None = None) -> None:
+def run_cli(
+    run: Callable[[Any], Any], config_class: type, args: Sequence[str] | None = None, prog: str | None = None
+) -> None:
     """Parses a stage's configuration from the command line and runs it; a `UserError` ends it with status 2."""
     import tyro
 

@@ -129,11 +129,15 @@ def read_manifest(directory: str | os.PathLike[str], stage: str) -> dict[str, An
         raise UserError(f"{directory}: holds no finished `{stage}` stage (no {FILE_NAME}); run `septet {stage}` first")
     manifest = read_json(path)
     if manifest.get("stage") != stage:
-        raise UserError(f"{directory}: was made by `{manifest.get('stage')}`, not by `{stage}`; give the other directory")
+        raise UserError(
+            f"{directory}: was made by `{manifest.get('stage')}`, not by `{stage}`; give the other directory"
+        )
     return manifest
 
 
-def finished(output: Path, stage: str, config: Any, inputs: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+def finished(
+    output: Path, stage: str, config: Any, inputs: Mapping[str, Any], overwrite: bool = False
+) -> dict[str, Any] | None:
     """The manifest if `output` already holds exactly this stage; None if the stage is to be run.
 
     Args:
@@ -158,7 +162,9 @@ def finished(output: Path, stage: str, config: Any, inputs: Mapping[str, Any], o
     for name, path in inputs.items():
         was, digest = manifest.get("inputs", {}).get(name, {}).get("sha256"), fingerprint(path)
         if digest != was:
-            raise UserError(f"{output}: its input {name} ({path}) has changed: sha256 {str(was)[:12]} then, {digest[:12]} now; {way_out}")
+            raise UserError(
+                f"{output}: its input {name} ({path}) has changed: sha256 {str(was)[:12]} then, {digest[:12]} now; {way_out}"
+            )
     print(f"{stage}: {output} is up to date", flush=True)
     return manifest
 
@@ -202,7 +208,9 @@ def writing(output: Path, stage: str, config: Any, inputs: Mapping[str, Any]) ->
         raise
 
 
-def write_manifest(directory: Path, stage: str, config: Any, inputs: Mapping[str, Any], counts: Mapping[str, Any], seconds: float) -> None:
+def write_manifest(
+    directory: Path, stage: str, config: Any, inputs: Mapping[str, Any], counts: Mapping[str, Any], seconds: float
+) -> None:
     """Writes `manifest.json` into a directory whose other files are complete and synced to disk first."""
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file()):

@@ -26,7 +26,7 @@ class PackConfig:
     corpus: Path = Path("build/corpus")
     """what `septet corpus` wrote"""
     tokenizer: Path = Path("build/tokenizer")
-    """what `septet tokenizer` wrote, or any folder that AutoTokenizer loads and whose pad token is not its eos token"""
+    """what `septet tokenizer` wrote, or any folder with a fast tokenizer whose pad token is not its eos token"""
     output: Path = Path("build/packed")
     """where the packed set goes"""
     sequence_length: int = 512
@@ -70,12 +70,12 @@ def load_tokenizer(path: Path) -> Any:
     Raises:
         UserError: there is none, or its pad token is missing or equals eos (a model trained so never learns to stop).
     """
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast  # AutoTokenizer would ask to trust the code of a model beside it
 
     if not Path(path).is_dir():
         raise UserError(f"{path}: no such tokenizer folder; run `septet tokenizer` first, or give another --tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is not a tokenizer folder ({str(error).splitlines()[0]}); give another") from error
     for name in ("bos", "eos", "pad"):

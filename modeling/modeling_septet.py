@@ -224,7 +224,7 @@ class SeptetPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": SeptetDecoderLayer, "attentions": SeptetAttention}
     # Heads that another head's checkpoint brings along and this one does not have.
-    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|nsp_head|classifier|qa_outputs)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|nsp_head|classifier|token_classifier|qa_outputs)\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -765,7 +765,7 @@ class SeptetForTokenClassification(SeptetPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = SeptetModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.token_classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -781,7 +781,7 @@ class SeptetForTokenClassification(SeptetPreTrainedModel):
         r"""labels: (B, T), -100 where a token carries none (padding, and all but the first piece of a word)."""
         kwargs["use_cache"] = False
         outputs = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))  # (B, T, labels)
+        logits = self.token_classifier(self.dropout(outputs.last_hidden_state))  # (B, T, labels)
         loss = None
         if labels is not None:
             loss = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)

@@ -255,7 +255,7 @@ def _with_adapters(model: Any, task: Any, config: FinetuneConfig) -> Any:
     kinds = {
         "SeptetForCausalLM": (TaskType.CAUSAL_LM, None),
         "SeptetForSequenceClassification": (TaskType.SEQ_CLS, ["classifier"]),
-        "SeptetForTokenClassification": (TaskType.TOKEN_CLS, ["classifier"]),
+        "SeptetForTokenClassification": (TaskType.TOKEN_CLS, ["token_classifier"]),
         "SeptetForQuestionAnswering": (TaskType.QUESTION_ANS, ["qa_outputs"]),
     }
     task_type, new_modules = kinds[task.head]

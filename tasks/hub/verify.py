@@ -1,0 +1,116 @@
+"""Load a published folder or repository as a stranger would, and check everything that it promises.
+
+    septet verify build/demo/hub/base
+
+A process of its own (`python -I`, an empty directory, empty caches) loads every Auto class, compares weights, outputs and
+generations with what was published, and looks for what must not be there. Nothing is written into the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from septet.data.errors import UserError, run_cli
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    path: Annotated[str, tyro.conf.Positional]
+    """a folder that `septet publish` built, or owner/name of a repository on the Hub"""
+    revision: str | None = None
+    """of a repository: branch, tag or commit"""
+    timeout_seconds: int = 600
+    """give up after so long"""
+
+
+def run(config: VerifyConfig) -> list[dict[str, Any]]:
+    """Prints one line a check and returns them.
+
+    Raises:
+        UserError: no such folder or repository, or a check failed.
+    """
+    if Path(config.path).is_dir():
+        folder = Path(config.path)
+        checks = check_folder(folder, config.timeout_seconds)
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            folder = download(config.path, config.revision, Path(place))
+            checks = check_folder(folder, config.timeout_seconds)
+    failed = [check for check in checks if not check["ok"]]
+    if failed:
+        raise UserError(
+            f"{config.path}: {len(failed)} of {len(checks)} checks failed ({failed[0]['check']}: {failed[0]['detail']}); "
+            "mend that and publish again"
+        )
+    print(f"verify: {config.path} passes all {len(checks)} checks", flush=True)
+    return checks
+
+
+def check_folder(folder: Path, timeout_seconds: int = 600) -> list[dict[str, Any]]:
+    """Runs `stranger.py` on a folder; one dict a check: "check", "ok", "detail"."""
+    script = Path(__file__).with_name("stranger.py")
+    with tempfile.TemporaryDirectory() as empty:
+        kept = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        environment |= {
+            "HOME": empty,
+            "HF_HOME": f"{empty}/hf",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        command = [sys.executable, "-I", str(script), str(Path(folder).resolve())]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=empty,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout_seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"{folder}: no answer in {timeout_seconds} s; raise --timeout-seconds") from error
+    checks = []
+    for line in done.stdout.split("\n"):
+        if line.startswith('{"check"'):
+            checks.append(json.loads(line))
+            mark = "ok    " if checks[-1]["ok"] else "FAILED"
+            print(f"  {mark} {checks[-1]['check']:<36} {checks[-1]['detail']}", flush=True)
+    if done.returncode and all(check["ok"] for check in checks):
+        reason = (done.stderr.strip().split("\n") or ["no reason given"])[-1]
+        checks.append({"check": "process", "ok": False, "detail": f"ended with status {done.returncode}: {reason}"})
+    return checks
+
+
+def download(repo_id: str, revision: str | None, place: Path) -> Path:
+    """A repository's files in `place`.
+
+    Raises:
+        UserError: the name is invalid, or the Hub does not have it or does not answer.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, local_dir=place / "repo"))
+    except HFValidationError as error:
+        raise UserError(f"{repo_id}: is neither a folder here nor a valid repository name (owner/name)") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{repo_id}: cannot be downloaded ({reason}); check the name, the network and your login"
+        ) from error
+
+
+if __name__ == "__main__":
+    run_cli(run, VerifyConfig)

@@ -1,0 +1,284 @@
+"""The recipes: what they encode they decode again, what breaks their rules is refused, and the whole of a task runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from septet.data.documents import write_jsonl
+from septet.data.errors import UserError
+from septet.modeling.checkpoint import save_model
+from septet.modeling.modeling_septet import SeptetForPreTraining
+from septet.tasks.harness import finetune, predict
+from septet.tasks.harness.metrics import score
+from septet.tasks.harness.task import Reading, all_tasks, get_task, read_examples
+
+CONTEXT = "Marie lives in Paris. " * 9 + "Tom Thumb moved to Lyon in 1990. " + "Nobody knows why. " * 9
+ROWS = {
+    "translation": [{"translation": {"en": f"The {n} cats sleep.", "fr": f"Les {n} chats dorment."}} for n in range(40)],
+    "classification": [
+        {"text": f"{'Goal' if n % 2 else 'Stew'} number {n}", "label": "sports" if n % 2 else "cooking", "lang": "en"}
+        for n in range(40)
+    ],
+    "qa": [
+        {"id": str(n), "title": "t", "question": "Where did Tom move?", "context": CONTEXT, "lang": "en",
+         "answers": {"text": ["Lyon"], "answer_start": [CONTEXT.index("Lyon")]}}
+        for n in range(24)
+    ],
+    "summarization": [
+        {"document": f"在第{n}天，张三去了北京。天气很好。", "summary": f"第{n}天张三去北京", "lang": "zh"} for n in range(40)
+    ],
+    "ner": [
+        {"tokens": list(f"张三第{n}次去北京旅游"), "lang": "zh",
+         "ner_tags": ["B-PER", "I-PER", *["O"] * (3 + len(str(n))), "B-LOC", "I-LOC", "O", "O"]}
+        for n in range(40)
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    for task, rows in ROWS.items():
+        for split, part in (("train", rows[:-12]), ("validation", rows[-12:-6]), ("test", rows[-6:])):
+            write_jsonl(root / task / f"{split}.jsonl.gz", part)
+    return root
+
+
+@pytest.fixture(scope="module")
+def base(config, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base") / "final"
+    config = type(config)(**{**config.to_dict(), "trained_heads": ["SeptetForCausalLM"]})
+    save_model(SeptetForPreTraining(config), tokenizer, folder)
+    return folder
+
+
+def with_room(config, task, examples, **fields):
+    settings = {**config.to_dict(), **task.config_fields(examples), "attention_mode": task.attention_mode, **fields}
+    return type(config)(**settings)
+
+
+def test_the_folder_is_the_registry() -> None:
+    assert sorted(all_tasks()) == ["classification", "ner", "qa", "summarization", "translation"]
+    with pytest.raises(UserError, match="task 'traduction' is unknown; did you mean 'translation'"):
+        get_task("traduction")
+
+
+def oracle(task, features, logits_of):
+    """A model that knows the features' labels, in the order in which the recipe batches them."""
+
+    class Oracle:
+        device = torch.device("cpu")
+
+        def __call__(self, input_ids, attention_mask):
+            rows = [tuple(row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask, strict=True)]
+            known = {tuple(feature["input_ids"]): feature for feature in features}
+            return logits_of([known[row] for row in rows], input_ids.shape[1])
+
+    return Oracle()
+
+
+def test_ner_gives_back_what_it_encodes_over_windows(config, tokenizer) -> None:
+    task = get_task("ner")
+    rows = [ROWS["ner"][7], {"tokens": ["Anna", "Smith", "saw", "New", "York", "!"] * 30, "lang": "en",
+            "ner_tags": ["B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"] * 30}]  # fmt: skip
+    examples = [task.example({"id": str(i), **row}, task.columns, Reading({})) for i, row in enumerate(rows)]
+    config = with_room(config, task, examples)
+    features = task.encode(examples, tokenizer, config)
+    assert len(features) > 2  # the long one takes several windows
+    assert max(len(feature["input_ids"]) for feature in features) <= config.max_position_embeddings
+
+    def logits(found, length):
+        out = torch.zeros(len(found), length, config.num_labels)
+        for row, feature in enumerate(found):
+            for place, label in enumerate(feature["labels"]):
+                out[row, place, max(label, 0)] = 1
+        return SimpleNamespace(logits=out)
+
+    model = oracle(task, features, logits)
+    model.config = config
+    predictions = task.predict(model, tokenizer, examples, 4)
+    assert [row["prediction"] for row in predictions] == [example.reference for example in examples]
+
+
+def test_qa_gives_back_what_it_encodes_over_windows(config, tokenizer) -> None:
+    task = get_task("qa")
+    chinese = {"id": "z", "question": "谁去了北京？", "context": "天气很好。" * 30 + "张三去了北京。",
+               "lang": "zh", "answers": {"text": ["张三"], "answer_start": [150]}}  # fmt: skip
+    examples = [task.example(row, task.columns, Reading({})) for row in (ROWS["qa"][0], chinese)]
+    config = with_room(config, task, examples)
+    features = task.encode(examples, tokenizer, config)
+    assert len(features) > 4
+    assert any(feature["start_positions"] == 0 for feature in features)  # windows without the answer
+
+    def logits(found, length):
+        start, end = torch.zeros(len(found), length), torch.zeros(len(found), length)
+        for row, feature in enumerate(found):
+            start[row, feature["start_positions"]] = end[row, feature["end_positions"]] = 9
+        return SimpleNamespace(start_logits=start, end_logits=end)
+
+    model = oracle(task, features, logits)
+    model.config = config
+    predictions = task.predict(model, tokenizer, examples, 4)
+    assert [row["prediction"] for row in predictions] == ["Lyon", "张三"]
+
+
+@pytest.mark.parametrize("name", ["translation", "summarization"])
+def test_a_prompt_is_what_the_chat_template_renders(name: str, config, tokenizer) -> None:
+    from septet.tasks.harness.generation import CHAT_TEMPLATE
+
+    task = get_task(name)
+    example = task.example({"id": "0", **ROWS[name][0]}, task.columns, Reading({}))
+    [feature] = task.encode([example], tokenizer, config)
+    prompt = feature["input_ids"][: feature["prefix_lengths"]]
+    message = [{"role": "user", "content": example.input[task.source_role]}]
+    rendered = tokenizer.apply_chat_template(
+        message, chat_template=CHAT_TEMPLATE, add_generation_prompt=True, return_dict=False
+    )
+    assert rendered == prompt
+    answer = feature["input_ids"][feature["prefix_lengths"] :]
+    assert answer[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(answer[:-1]) == example.reference
+    assert feature["labels"] == [-100] * len(prompt) + answer
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_task_from_base_to_report(name: str, sets: Path, base: Path, tmp_path: Path, capsys) -> None:
+    run, report_folder = tmp_path / "run", tmp_path / "report"
+    options = finetune.FinetuneConfig(name, base=base, data=str(sets / name), output=run, epochs=1, batch_size=4)
+    finetune.run(options)
+    evaluation = predict.EvaluateConfig(name, model=run / "final", data=str(sets / name), output=report_folder)
+    predict.run(evaluation)
+    report = json.loads((report_folder / "report.json").read_text())
+    rows = [json.loads(line) for line in (report_folder / "predictions.jsonl").read_text().split("\n") if line]
+    assert len(rows) == report["data"]["test"]["rows"] == 6
+    recomputed = score(name, [r["prediction"] for r in rows], [r["reference"] for r in rows], [r["lang"] for r in rows])
+    for metric, value in recomputed.items():
+        stated = report["scores"][metric]
+        assert stated["value"] == pytest.approx(value)
+        assert stated["low"] <= stated["value"] + 1e-9
+        assert stated["value"] <= stated["high"] + 1e-9
+    assert report["baselines"]
+    assert len(report["curves"]["train_loss"]) > 2
+    config = json.loads((run / "final" / "config.json").read_text())
+    assert config["trained_heads"] == [get_task(name).head]
+    assert (run / "final" / "modeling_septet.py").is_file()
+
+    capsys.readouterr()
+    finetune.run(dataclasses.replace(options, resume=True))
+    predict.run(evaluation)
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seed was 0, now 1"):
+        finetune.run(dataclasses.replace(options, seed=1))
+    with pytest.raises(UserError, match="batch_size = 32, now 8"):
+        predict.run(dataclasses.replace(evaluation, batch_size=8))
+
+
+def test_lora_trains_adapters_and_merges_them(sets: Path, base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from septet.modeling.modeling_septet import SeptetForSequenceClassification
+
+    run = tmp_path / "run"
+    finetune.run(
+        finetune.FinetuneConfig(
+            "classification",
+            base=base,
+            data=str(sets / "classification"),
+            output=run,
+            method="lora",
+            epochs=2,
+            batch_size=4,
+        )
+    )
+    merged = SeptetForSequenceClassification.from_pretrained(run / "final").eval()
+    fields = {"attention_mode": "bidirectional", "num_labels": 2}
+    plain = SeptetForSequenceClassification.from_pretrained(base, **fields).eval()
+    adapted = PeftModel.from_pretrained(plain, run / "adapter").eval()
+    ids = torch.arange(20, 40)[None]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=0, atol=1e-5)
+    weights = [
+        m.model.layers[0].mlp.up_proj.weight
+        for m in (merged, SeptetForSequenceClassification.from_pretrained(base, **fields))
+    ]
+    assert not torch.equal(*weights)
+
+
+def row(name: str, **changes) -> dict:
+    return {**ROWS[name][0], **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("translation", [{"translation": {"en": "x", "de": "y"}}], "row 1: column 'translation' holds en, de; it must hold both 'en' and 'fr'"),
+        ("translation", [row("translation", translation={"en": " ", "fr": "y"})], "column 'en' holds ' '; it must hold text"),
+        ("classification", [{"text": "x", "lable": "y"}], "has no column 'label'.*did you mean 'lable'"),
+        ("classification", [{"text": "x", "label": "y", "lang": "de"}], "language 'de'; a row needs a `lang` column"),
+        ("classification", [{"text": "x", "label": 1.5, "lang": "en"}], "label 1.5; a label is a string or a whole number"),
+        ("qa", [row("qa", answers={"text": ["Lyon"], "answer_start": [3]})], "'Lyon' should start at character 3 of the context, but there stands 'ie l'"),
+        ("ner", [row("ner", ner_tags=["O"])], "tokens and 1 tags; there must be one tag a token"),
+        ("ner", [row("ner", tokens=["a"], ner_tags=["PER"])], "tag 'PER'; tags are O, B-TYPE or I-TYPE"),
+        ("summarization", [row("summarization", summary="")], "column 'summary' holds ''; it must hold text"),
+    ],
+)  # fmt: skip
+def test_rows_that_break_a_rule_are_named(name: str, rows: list, message: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl.gz", rows)
+    with pytest.raises(UserError, match=message):
+        read_examples(get_task(name), tmp_path, "train", Reading({}))
+
+
+def test_splits_columns_and_labels_that_are_not_there(sets: Path, base: Path, tmp_path: Path) -> None:
+    task = get_task("classification")
+    with pytest.raises(UserError, match="has no tests split.*did you mean 'test'"):
+        read_examples(task, sets / "classification", "tests", Reading({}))
+    with pytest.raises(UserError, match="column role 'txt'.*did you mean 'text'"):
+        read_examples(task, sets / "classification", "test", Reading({"txt": "text"}))
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / "set" / f"{split}.jsonl.gz", ROWS["classification"][:4])
+    write_jsonl(tmp_path / "set" / "test.jsonl.gz", [{"text": "x", "label": "travel", "lang": "en"}])
+    options = {"base": base, "data": str(tmp_path / "set"), "output": tmp_path / "run", "epochs": 1, "batch_size": 2}
+    finetune.run(finetune.FinetuneConfig("classification", **options))
+    evaluation = predict.EvaluateConfig(
+        "classification", model=tmp_path / "run" / "final", data=str(tmp_path / "set"), output=tmp_path / "report"
+    )
+    with pytest.raises(UserError, match="label 'travel' is in the set to be scored, but train never had it"):
+        predict.run(evaluation)
+    assert not (tmp_path / "report").exists()
+    with pytest.raises(
+        UserError, match="is a SeptetForSequenceClassification; ner needs a SeptetForTokenClassification"
+    ):
+        predict.run(dataclasses.replace(evaluation, task="ner"))
+
+
+def test_model_folders_that_cannot_be_trusted_are_refused(sets: Path, base: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in base.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        return folder
+
+    def tune(folder: Path) -> None:
+        finetune.run(finetune.FinetuneConfig("classification", base=folder, data=str(sets / "classification"), output=tmp_path / "run"))  # fmt: skip
+
+    without_code = copy("without_code")
+    (without_code / "modeling_septet.py").unlink()
+    with pytest.raises(UserError, match=r"modeling_septet.py is missing"):
+        tune(without_code)
+    pickled = copy("pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match="a pickle, which can run code"):
+        tune(pickled)
+    other = copy("other_tokenizer")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "eos_token_id": 9}))
+    with pytest.raises(UserError, match="eos is token 2 for the tokenizer, 9 for the model"):
+        tune(other)
+    assert not (tmp_path / "run").exists()
