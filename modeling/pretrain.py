@@ -319,7 +319,7 @@ def is_finished(config: PretrainConfig) -> bool:
             raise UserError(
                 f"{output}: holds a finished run; choose another --output, or pass --resume to leave it as it is"
             )
-        _same_run(config, read_json(output / RUN_FILE))
+        same_run(config, read_json(output / RUN_FILE))
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"pretrain: {output} is finished", flush=True)
         return True
@@ -330,7 +330,8 @@ def is_finished(config: PretrainConfig) -> bool:
     return False
 
 
-def _same_run(config: PretrainConfig, before: Mapping[str, Any]) -> None:
+def same_run(config: PretrainConfig, before: Mapping[str, Any]) -> None:
+    """Raises a `UserError` that names the first option, or the data, that differ from the run's start."""
     now = identity(config)
     for key in sorted(now.keys() | before["config"].keys()):
         if now.get(key) != before["config"].get(key):
@@ -366,7 +367,7 @@ def start_run(config: PretrainConfig, environment: dict[str, Any], is_main: bool
             write_json(output / RUN_FILE, described)
         return None
     before = read_json(output / RUN_FILE)
-    _same_run(config, before)
+    same_run(config, before)
     if is_main and environment != before["environment"]:
         changed = {
             k: (before["environment"].get(k), v) for k, v in environment.items() if before["environment"].get(k) != v

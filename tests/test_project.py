@@ -1,0 +1,251 @@
+"""The project as a whole: the command, the direction of imports, the machines' configurations, the small verbs."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from septet.data.errors import UserError
+from septet.data.manifest import finished, problems, writing
+from septet.modeling import certify, plan
+from septet.modeling.modeling_septet import SeptetForCausalLM, SeptetForSequenceClassification
+from septet.modeling.optim import Muon, make_optimizer, orthogonalized
+from septet.modeling.pretrain import PretrainConfig
+from septet.modeling.pretrain import run as pretrain
+from septet.tasks.cli import VERBS, main, usage
+from septet.tasks.harness import compare
+from septet.tasks.harness.report import write_task_report  # noqa: F401  (its module must import without a model)
+from septet.tasks.hub import serve
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("data", "modeling", "tasks")
+
+
+def test_imports_point_down() -> None:
+    for layer, above in (("data", ("modeling", "tasks")), ("modeling", ("tasks",))):
+        for file in (ROOT / layer).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                for name in names:
+                    assert not name.startswith(tuple(f"septet.{higher}" for higher in above)), (
+                        f"{file.name} imports {name}"
+                    )
+
+
+def test_published_files_import_nothing_else() -> None:
+    allowed = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "typing"}
+    for name in ("configuration_septet", "modeling_septet"):
+        for node in ast.walk(ast.parse((ROOT / "modeling" / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module == "configuration_septet" if node.level else node.module.split(".")[0] in allowed
+
+
+def test_every_verb_has_its_module_and_teaches() -> None:
+    for name, verb in VERBS.items():
+        module = importlib.import_module(f"septet.{verb.module}")
+        assert callable(getattr(module, verb.function))
+        fields = dataclasses.fields(getattr(module, verb.config))
+        assert fields
+        assert name in usage()
+
+
+def test_help_is_quick() -> None:
+    """No verb's module may load torch or transformers before it is needed."""
+    modules = sorted({f"septet.{verb.module}" for verb in VERBS.values()})
+    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+    code += "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'sklearn', 'datatrove', 'accelerate'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    started = time.time()
+    subprocess.run([sys.executable, "-m", "septet.tasks.cli", "--help"], check=True, capture_output=True)
+    assert time.time() - started < 2  # 0.05 s on a quiet machine; torch alone would take longer than this
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian"], "verb 'pretrian' is unknown; did you mean 'pretrain'"),
+        (["finetune", "nre"], "task 'nre' is unknown; did you mean 'ner'"),
+        (["plan", "--preset", "7bb"], "preset '7bb' is unknown; did you mean '7b'"),
+        (["plan", "--machine", "8xH10"], "did you mean 'H100'"),
+        (["plan", "--tokens", "many"], "is a number with K, M, B or T"),
+        (["plan", "--toknes", "1B"], "--tokens"),
+        (["certify", "nowhere"], "holds no pre-training run"),
+        (["compare", "a", "b"], "a"),
+    ],
+)
+def test_mistakes_get_one_message(arguments: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("machine", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_machines_parse(machine: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(machine))
+    assert config.num_processes >= 1
+    commented = [line for line in machine.read_text().split("\n") if "#" in line]
+    assert len(commented) >= 2
+
+
+def test_a_stage_leaves_nothing_half_done(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.txt", tmp_path / "out"
+    source.write_text("one")
+    with writing(output, "stage", {"a": 1}, {"in": source}) as out:
+        (out.path / "file").write_text("whole")
+    with pytest.raises(RuntimeError), writing(output, "stage", {"a": 2}, {"in": source}) as out:
+        (out.path / "file").write_text("half")
+        raise RuntimeError
+    with pytest.raises(UserError, match="No space left"), writing(output, "stage", {"a": 2}, {"in": source}) as out:
+        raise OSError(28, "No space left on device")
+    assert (output / "file").read_text() == "whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.txt", "out"]
+    assert problems(output) == []
+    assert finished(output, "stage", {"a": 1}, {"in": source})
+    source.write_text("two")
+    with pytest.raises(UserError, match=r"its input in .* has changed"):
+        finished(output, "stage", {"a": 1}, {"in": source})
+    (output / "file").write_text("WHOLE")
+    assert problems(output) == ["file: its content has changed (sha256 differs from the manifest)"]
+
+
+def test_certify_finds_what_was_changed(packed: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    pretrain(
+        PretrainConfig("tiny", packed, run, steps=3, tokens_per_step=256, micro_batch_size=4, save_every=2, seed=3)
+    )
+    path = certify.run(certify.CertifyConfig(run))
+    first = json.loads(path.read_text())
+    assert (first["steps"], first["samples"], first["lost"], first["repeated"]) == (3, 12, 0, 0)
+    assert sum(source["samples"] for source in first["sources"].values()) == 12
+    assert set(first["checkpoints"]) == {"step_2", "step_3"}
+    certify.run(certify.CertifyConfig(run))
+    assert json.loads(path.read_text()) == first
+    weights = run / "step_3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(UserError, match=r"step_3: model.safetensors"):
+        certify.run(certify.CertifyConfig(run))
+
+
+def test_plan_counts_what_is_there(capsys) -> None:
+    shape = plan.count("tiny", 512, 64)
+    model = SeptetForCausalLM(plan_config("tiny", 512, 64))
+    assert shape["parameters"] == sum(p.numel() for p in model.parameters())
+    optimizer = make_optimizer("muon", model, 1e-3, 0.1)
+    model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+    optimizer.step()
+    real = sum(v.numel() for s in optimizer.state.values() for k, v in s.items() if k != "step")
+    config = plan.PlanConfig(preset="tiny", vocab_size=512, sequence_length=64)
+    memory = plan.memory_gib(shape, config, "ddp", 8)
+    assert memory["optimizer"] * 2**30 == pytest.approx(4 * real)
+    assert memory["weights"] * 2**30 == pytest.approx(4 * shape["parameters"])
+    assert plan.memory_gib(shape, config, "fsdp2", 8)["weights"] == pytest.approx(memory["weights"] / 8)
+    result = plan.run(plan.PlanConfig())
+    assert result["best"]["sharding"] == "fsdp2"
+    assert result["parameters"] == 7_113_814_016
+
+
+def plan_config(preset: str, vocab_size: int, length: int):
+    from septet.modeling.presets import preset_config
+
+    return preset_config(preset, vocab_size=vocab_size, max_position_embeddings=length)
+
+
+def test_muon_orthogonalises_and_adam_is_torchs() -> None:
+    torch.manual_seed(0)
+    for shape in ((40, 24), (24, 40)):
+        singular = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
+        assert singular.min() > 0.6
+        assert singular.max() < 1.3
+    ours, theirs = (torch.nn.Parameter(torch.ones(5, 3)) for _ in range(2))
+    one = Muon([{"params": [ours], "matrices": False}], lr=0.1, weight_decay=0.2)
+    other = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.95), weight_decay=0.2)
+    for _ in range(4):
+        gradient = torch.randn(5, 3)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        one.step()
+        other.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def report_folder(folder: Path, predictions: list[str]) -> Path:
+    folder.mkdir()
+    rows = [
+        {"id": str(n), "lang": "en", "input": {"text": f"text {n}"}, "reference": "ab"[n % 2], "prediction": p,
+         "baselines": {}, "truncated": False, "probabilities": {"a": 0.5, "b": 0.5}}
+        for n, p in enumerate(predictions)
+    ]  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from septet.tasks.harness.predict import scores
+    from septet.tasks.harness.task import get_task
+
+    found = scores(get_task("classification"), rows, 0)
+    report = {
+        "schema_version": 1, "task": "classification", "title": "Classification", "synthetic": False, "languages": ["en"],
+        "model": {"path": "m", "num_parameters": 1, "architecture": "x", "fingerprint": "f", "adapter": False},
+        "data": {"train": {"rows": 1}, "test": {"path": "t", "sha256": "s", "rows": len(rows), "truncated": 0, "skipped": 0}},
+        "seed": 0, "code_version": "0", "decoding": {}, "finetune": {}, "curves": {}, "showcase": [],
+        "seconds": {"finetune": 1.0, "predict": 1.0}, "peak_memory_gib": 1.0, "hardware": "h", "libraries": {}, **found,
+    }  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_compare_tells_differences_from_chance(tmp_path: Path) -> None:
+    right = ["ab"[n % 2] for n in range(100)]
+    wrong = [p if n % 3 else "a" for n, p in enumerate(right)]
+    good, bad = report_folder(tmp_path / "good", right), report_folder(tmp_path / "bad", wrong)
+    lines = compare.run(compare.CompareConfig(good, bad, output=tmp_path / "table.md")).split("\n")
+    accuracy = next(line for line in lines if line.startswith("| accuracy"))
+    assert "100.00" in accuracy
+    assert "beyond chance" in accuracy
+    same = compare.run(compare.CompareConfig(good, good))
+    assert "beyond chance" not in same
+    assert (tmp_path / "table.md").read_text().split("\n")[:4] == lines[:4]
+    shorter = report_folder(tmp_path / "shorter", right[:50])
+    with pytest.raises(UserError, match="100 rows.* 50; evaluate both on the same set"):
+        compare.run(compare.CompareConfig(good, shorter))
+
+
+def test_the_page_answers_and_escapes(config, tokenizer, tmp_path: Path) -> None:
+    from septet.modeling.checkpoint import save_model
+
+    fields = {"id2label": {0: "<b>yes</b>", 1: "no"}, "label2id": {"<b>yes</b>": 0, "no": 1}}
+    model = SeptetForSequenceClassification(type(config)(**{**config.to_dict(), **fields}))
+    save_model(model, tokenizer, tmp_path / "final")
+    with pytest.raises(UserError, match="give --task"):
+        serve.make_server(serve.ServeConfig(tmp_path / "final"))
+    server = serve.make_server(serve.ServeConfig(tmp_path / "final", task="classification", port=0))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        data = urllib.parse.urlencode({"text": "<script>alert(1)</script>", "lang": "en"}).encode()
+        answer = urllib.request.urlopen(url, data, timeout=30).read().decode()
+        assert "&lt;script&gt;alert(1)" in answer
+        assert "<script" not in answer
+        assert "<b>" not in answer
+        assert "%)" in answer.split("<output>")[1]
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(url, b"text=", timeout=30)
+    finally:
+        server.shutdown()
+        server.server_close()
