@@ -108,8 +108,8 @@ def main(config: Config) -> None:
         "launch",
         "--config_file",
         "accelerate_configs/cpu.yaml",
-        "--num_cpu_threads_per_process",
-        str(os.cpu_count() or 1),
+        "--num_cpu_threads_per_process",  # two threads wait for each other at every product if anything else runs
+        "1",
     )
     septet(
         *launch, "-m", "septet.modeling.pretrain", "--preset", "nano", "--objective", "joint",

@@ -99,7 +99,10 @@ _SPACE = re.compile(r"\s+")
 
 
 class EnoughLetters(BaseFilter):
-    """Drops tables, dumps and rulers. The threshold is ours: prose has some 95 %, source code 70 %."""
+    """Drops tables, dumps and rulers. The threshold is ours, below what was measured on texts worth keeping.
+
+    Prose and manuals: 84 % at the least, 89 (zh) to 95 % (en) in the median of 248 documents; Python source: 61 and 85 %.
+    """
 
     name = "enough letters"
     reasons = {"too_few_letters": "fewer than 60 % of the visible characters are letters"}

@@ -19,6 +19,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from septet.data import sample_sentences as patterns
 from septet.data import sample_words as words
 from septet.data.manifest import finished, writing
 from septet.data.sample_words import Noun, Subject, Topic, Verb, starts_with_vowel
@@ -366,7 +367,7 @@ def some(world: World, triples: Any, least: int, most: int) -> list[tuple[str, s
 def story(world: World, lang: str) -> str:
     """Beginning, acquaintance, trouble, help, end."""
     slots = cast(world, lang)
-    beginning, *stages = words.STORY
+    beginning, *stages = patterns.STORY
     chosen = [world.pick(beginning), *(triple for stage in stages for triple in some(world, stage, 1, 3))]
     return joined([say(triple, lang, **slots) for triple in chosen], lang).text
 
@@ -375,7 +376,7 @@ def dialogue(world: World, lang: str) -> str:
     """Questions and answers of two people, a line each."""
     slots = cast(world, lang)
     mark = "：" if lang == "zh" else " : " if lang == "fr" else ": "
-    turns = some(world, tuple(zip(words.DIALOGUE[::2], words.DIALOGUE[1::2], strict=True)), 2, 6)
+    turns = some(world, tuple(zip(patterns.DIALOGUE[::2], patterns.DIALOGUE[1::2], strict=True)), 2, 6)
     speakers = (getattr(slots["f"], lang), getattr(slots["p"], lang))
     return "\n".join(
         speaker + mark + say(line, lang, **slots).text
@@ -409,10 +410,12 @@ def encyclopedia(world: World, lang: str) -> str:
     if world.rng.random() < 0.25 and not world.held_out:
         country = world.pick(words.COUNTRIES)
         slots |= {"k": country, "c": world.pick(words.CITIES[country.en])}
-        return joined([say(t, lang, **slots) for t in (words.CITY[0], *some(world, words.CITY[1:], 2, 5))], lang).text
+        return joined(
+            [say(t, lang, **slots) for t in (patterns.CITY[0], *some(world, patterns.CITY[1:], 2, 5))], lang
+        ).text
     term, meaning = world.invention() if world.rng.random() < 0.4 else world.pick(world.definitions)
-    first = words.INVENTION if term.proper else words.DEFINITION
-    chosen = (first, *some(world, words.ABOUT_TERM, 2, 5))
+    first = patterns.INVENTION if term.proper else patterns.DEFINITION
+    chosen = (first, *some(world, patterns.ABOUT_TERM, 2, 5))
     return joined([say(triple, lang, t=term, m=meaning, **slots) for triple in chosen], lang).text
 
 
@@ -438,11 +441,13 @@ def news(world: World, lang: str, name: str) -> tuple[str, str]:
     verb, objects = world.pick(topic.news)
     slots = cast(world, lang) | {"v": verb, "o": world.pick(objects), "g": world.organisation(topic)}
     slots["j"] = world.job(words.PROFESSIONS, slots["f"].gender)
-    plan = world.pick(words.NEWS_PLANS)
-    fillers = world.rng.sample(words.NEWS_FILLERS, 3)
+    plan = world.pick(patterns.NEWS_PLANS)
+    fillers = world.rng.sample(patterns.NEWS_FILLERS, 3)
     item = [fillers.pop() if triple[0] == "{h}" else triple for triple in plan]
     item += fillers[: world.rng.randint(3 - min(len(item), 3), 1 if len(item) > 3 else 2)]  # 3 to 5 sentences
-    return joined([say(triple, lang, **slots) for triple in item], lang).text, say(words.HEADLINE, lang, **slots).text
+    return joined([say(triple, lang, **slots) for triple in item], lang).text, say(
+        patterns.HEADLINE, lang, **slots
+    ).text
 
 
 def headlined(world: World, lang: str) -> str:
@@ -492,7 +497,7 @@ def classification(world: World, lang: str) -> Row:
     if count == 1 or world.rng.random() < 0.5:
         p = world.person(lang)
         j = world.job(away.jobs, p.gender)
-        aside = say(world.pick(words.DISTRACTORS), lang, p=p, j=j, o=world.pick(away.things))
+        aside = say(world.pick(patterns.DISTRACTORS), lang, p=p, j=j, o=world.pick(away.things))
         sentences.insert(world.rng.randrange(len(sentences) + 1), aside)
     text = joined(sentences, lang).text
     return text, {"text": text, "label": label, "lang": lang}
@@ -500,7 +505,7 @@ def classification(world: World, lang: str) -> Row:
 
 def fact(world: World, lang: str) -> tuple[tuple[str, str, str], dict[str, tuple[str, str, str]], dict[str, Any]]:
     """A fact, the questions that it answers, and the words for its slots."""
-    triple, questions = world.pick(words.FACTS)
+    triple, questions = world.pick(patterns.FACTS)
     verb = world.pick(
         [verb for verb in words.VERBS if verb.base in ("buy", "find", "lose", "sell", "choose", "repair")]
     )
@@ -513,12 +518,14 @@ def qa(world: World, lang: str) -> Row:
         term, meaning = world.invention() if world.rng.random() < 0.6 else world.pick(world.definitions)
         slots: dict[str, Any] = cast(world, lang) | {"t": term, "m": meaning}
         invented = term.proper
-        triple, asked = (words.INVENTION, words.WHAT_IS_INVENTION) if invented else (words.DEFINITION, words.WHAT_IS)
-        others = [say(t, lang, **slots) for t in some(world, words.ABOUT_TERM, 1, 2)]
+        triple, asked = (
+            (patterns.INVENTION, patterns.WHAT_IS_INVENTION) if invented else (patterns.DEFINITION, patterns.WHAT_IS)
+        )
+        others = [say(t, lang, **slots) for t in some(world, patterns.ABOUT_TERM, 1, 2)]
         if world.rng.random() < 0.5:
             while (second := world.pick(world.definitions))[0] == term:
                 pass
-            others.append(say(words.DEFINITION, lang, t=second[0], m=second[1]))
+            others.append(say(patterns.DEFINITION, lang, t=second[0], m=second[1]))
         answer = "m"
     else:
         triple, questions, slots = fact(world, lang)
@@ -562,7 +569,7 @@ def ner(world: World, lang: str) -> Row:
     """A sentence's tokens (characters in Chinese) with the tags of the names that stand in it."""
     slots = cast(world, lang)
     first, second = (world.organisation(words.TOPICS[name]) for name in world.rng.sample(tuple(words.TOPICS), 2))
-    sentence = say(world.pick(words.NAMED), lang, **slots | {"g": first, "h": second})
+    sentence = say(world.pick(patterns.NAMED), lang, **slots | {"g": first, "h": second})
     if world.rng.random() < 0.75 and sentence.text[-1] not in "”»":
         sentence += Text("。" if lang == "zh" else ".")
     tokens, tags = [], []

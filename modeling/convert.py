@@ -1,10 +1,10 @@
-"""Take a Llama or Qwen3 checkpoint as a Septet one, and write one back that loads without remote code.
+"""Take a Llama or Qwen3 checkpoint as a Septet one, or write a Septet checkpoint as plain Qwen3 or Llama.
 
-    septet import --model path/to/llama --output runs/imported
-    septet export --model runs/pretrain/final --to qwen3 --output build/qwen3
+    septet import Qwen/Qwen3-0.6B --output runs/imported
+    septet export runs/pretrain/final --to qwen3 --output exported
 
-Septet's parameters have Llama's names, so weights go over as they are; Qwen3 is Septet with QK-norm, Llama without. What
-one side cannot express is refused by name, and the logits of both are compared before anything is called done.
+Septet with QK-norm is Qwen3, without it Llama, name by name: the weights go over as they are. What the other side cannot
+represent is refused, and what was written is read again and must give the source's logits before it counts as done.
 """
 
 from __future__ import annotations
@@ -12,45 +12,50 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import finished, writing
+from septet.data.manifest import finished, read_json, writing
 
-SHAPE = (
+MAX_LOGIT_DIFFERENCE = 1e-4  # of float32 logits, or of the largest one where that is above 1
+SHARED_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "hidden_act", "max_position_embeddings", "rope_parameters", "rms_norm_eps", "tie_word_embeddings",
-    "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id",
+    "head_dim", "hidden_act", "max_position_embeddings", "rope_parameters", "rms_norm_eps", "attention_dropout",
+    "initializer_range", "tie_word_embeddings", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
 )  # fmt: skip
-LOGITS_TOLERANCE = 1e-4
+QK_NORM = {"llama": False, "qwen3": True}
+# What Llama and Qwen3 can have and Septet cannot.
+REFUSED = {
+    "attention_bias": "biases in the attention projections",
+    "mlp_bias": "biases in the feed-forward",
+    "use_sliding_window": "sliding-window attention",
+    "quantization_config": "quantised weights",
+}
 TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "vocab*",
-    "merges.txt",
-)
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ImportConfig:
-    model: str
-    """a folder with a Llama or Qwen3 checkpoint in safetensors, or owner/name on the Hub"""
+    model: Annotated[str, tyro.conf.Positional]
+    """a folder with a Llama or Qwen3 checkpoint in safetensors, or owner/name of one on the Hub"""
     output: Path = Path("runs/imported")
-    """where the Septet checkpoint goes"""
+    """folder for the Septet checkpoint"""
     overwrite: bool = False
     """replace what stands at --output"""
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    model: Path = Path("runs/pretrain/final")
-    """a Septet checkpoint with a trained causal head"""
+    model: Annotated[Path, tyro.conf.Positional]
+    """a Septet checkpoint: a run's final/, a step_<n>/, or a published folder"""
     to: Literal["qwen3", "llama"] = "qwen3"
-    """qwen3: models with QK-norm, as Septet's presets have; llama: models without"""
-    output: Path = Path("build/export")
-    """where the plain checkpoint goes"""
+    """qwen3 for a model with QK-norm, llama for one without"""
+    output: Path = Path("exported")
+    """folder for the plain checkpoint, which loads without remote code"""
     overwrite: bool = False
     """replace what stands at --output"""
 
@@ -59,137 +64,226 @@ def import_model(config: ImportConfig) -> Path:
     """Writes the Septet checkpoint; returns its folder.
 
     Raises:
-        UserError: another architecture, something that Septet cannot express, or logits that differ.
+        UserError: no checkpoint there, another architecture, a feature in `REFUSED`, or logits that differ.
     """
-    source = _source_folder(config.model)
-    if finished(config.output, "import", config, {"model": source}, config.overwrite):
+    folder = find_source(config.model)
+    kind = native_kind(folder)
+    if finished(config.output, "import", config, {"model": folder}, config.overwrite):
         return config.output
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
 
     from septet.modeling import register
     from septet.modeling.configuration_septet import SeptetConfig
     from septet.modeling.modeling_septet import SeptetForCausalLM
 
-    logging.disable_progress_bar()
-    theirs_config = AutoConfig.from_pretrained(source)
-    if theirs_config.model_type not in ("llama", "qwen3"):
-        raise UserError(f"{config.model}: is a {theirs_config.model_type} model; llama and qwen3 can be imported")
-    _refuse(config.model, theirs_config, {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "pretraining_tp": 1})  # fmt: skip
-    theirs = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
-    fields = {name: getattr(theirs_config, name) for name in SHAPE if getattr(theirs_config, name, None) is not None}
-    ours_config = SeptetConfig(
-        **fields, qk_norm=theirs_config.model_type == "qwen3", trained_heads=["SeptetForCausalLM"]
-    )
-    ours = SeptetForCausalLM(ours_config).to(theirs.dtype).eval()
-    ours.load_state_dict(theirs.state_dict())
-    difference = _logits_difference(ours, theirs)
-    register()
-    with writing(config.output, "import", config, {"model": source}) as out:
-        _copy_tokenizer(source, out.path)
-        ours.generation_config = theirs.generation_config
-        ours.save_pretrained(out.path)
-        out.counts.update(num_parameters=ours.num_parameters(), logits_difference=difference)
-    print(
-        f"import: {ours.num_parameters():,} parameters ({torch.finfo(ours.dtype).bits} bits), logits within "
-        f"{difference:.1g} of {theirs_config.model_type}'s; {config.output}"
-    )
+    register()  # what is saved then carries its code
+    native_class, _ = native_classes(kind)
+    shared = shared_fields(native_class.config_class.from_pretrained(folder))
+    wanted = SeptetConfig(**shared, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
+    _convert(config, "import", folder, native_class, SeptetForCausalLM, wanted)
     return config.output
 
 
 def export_model(config: ExportConfig) -> Path:
-    """Writes the plain checkpoint; returns its folder.
+    """Writes the Qwen3 or Llama checkpoint; returns its folder.
 
     Raises:
-        UserError: a model that the target cannot express (QK-norm, direction of reading, heads), or logits that differ.
+        UserError: no Septet checkpoint there, one that the target cannot represent, or logits that differ.
     """
     from septet.modeling.checkpoint import require_model_folder
 
-    source = require_model_folder(config.model)
-    if finished(config.output, "export", config, {"model": source}, config.overwrite):
+    require_model_folder(config.model)
+    described = read_json(config.model / "config.json")
+    if described.get("model_type") != "septet":
+        raise UserError(f"{config.model}: is a {described.get('model_type')!r} model, not a Septet one; give another")
+    require_representable(config.model, described, config.to)
+    if finished(config.output, "export", config, {"model": config.model}, config.overwrite):
         return config.output
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-    from transformers.utils import logging
 
     from septet.modeling.configuration_septet import SeptetConfig
     from septet.modeling.modeling_septet import SeptetForCausalLM
 
-    logging.disable_progress_bar()
-    ours_config = SeptetConfig.from_pretrained(source)
-    if "SeptetForCausalLM" not in (ours_config.trained_heads or []):
+    native_class, native_config = native_classes(config.to)
+    try:
+        wanted = native_config(**shared_fields(SeptetConfig.from_pretrained(config.model)))
+    except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
         raise UserError(
-            f"{source}: has no trained causal head ({ours_config.trained_heads}); only that one can be exported"
-        )
-    _refuse(
-        config.model, ours_config, {"attention_mode": "causal", "qk_norm": config.to == "qwen3"}, f"a {config.to} model"
-    )
-    ours = SeptetForCausalLM.from_pretrained(source).eval()
-    config_class, model_class = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[
-        config.to
-    ]
-    theirs = model_class(config_class(**{name: getattr(ours_config, name) for name in SHAPE})).to(ours.dtype).eval()
-    theirs.load_state_dict(ours.state_dict())
-    difference = _logits_difference(ours, theirs)
-    with writing(config.output, "export", config, {"model": source}) as out:
-        _copy_tokenizer(source, out.path)
-        theirs.generation_config = ours.generation_config
-        theirs.save_pretrained(out.path)
-        out.counts.update(num_parameters=theirs.num_parameters(), logits_difference=difference)
-    print(f"export: {config.output} is a {config.to} checkpoint; logits within {difference:.1g} of Septet's")
+            f"{config.model}: is no valid {config.to} shape ({_first_line(error)}); it cannot go there"
+        ) from error
+    _convert(config, "export", config.model, SeptetForCausalLM, native_class, wanted)
     return config.output
 
 
-def _refuse(place: Any, config: Any, needed: dict[str, Any], what: str = "Septet") -> None:
-    for name, value in needed.items():
-        if hasattr(config, name) and getattr(config, name) != value:
+# ---- what can go over -------------------------------------------------------------------------------------------------
+
+
+def find_source(model: str) -> Path:
+    """The folder itself, or the snapshot of a Hub repository (safetensors, configuration and tokenizer alone)."""
+    if Path(model).is_dir():
+        return Path(model)
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise UserError(f"{model}: no such folder, and no owner/name of the Hub; check the path")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        patterns = ["*.json", "*.safetensors", *TOKENIZER_FILES]
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"{model}: no such folder, and the Hub does not give it ({_first_line(error)}); check the name, or log in"
+        ) from error
+
+
+def native_kind(folder: Path) -> str:
+    """`llama` or `qwen3`, after a check that Septet can represent what the configuration says."""
+    from septet.modeling.checkpoint import require_model_folder
+
+    require_model_folder(folder)
+    described = read_json(folder / "config.json")
+    kinds = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+    architectures = described.get("architectures") or [None]
+    if architectures[0] not in kinds:
+        raise UserError(f"{folder}: its architecture is {architectures[0]}; only {' and '.join(kinds)} can be imported")
+    for key, what in REFUSED.items():
+        if described.get(key):
             raise UserError(
-                f"{place}: {name} is {getattr(config, name)!r}; {what} can only express {value!r}; it cannot be converted"
+                f"{folder}: {key} is {described[key]!r:.60}; Septet has no {what}; import another checkpoint"
             )
+    return kinds[architectures[0]]
 
 
-def _logits_difference(ours: Any, theirs: Any) -> float:
+def require_representable(folder: Path, described: dict[str, Any], target: str) -> None:
+    """Raises a `UserError` where the target's architecture reads or computes otherwise than this checkpoint."""
+    mode, qk_norm, heads = (described.get(key) for key in ("attention_mode", "qk_norm", "trained_heads"))
+    if mode not in (None, "causal"):
+        raise UserError(
+            f"{folder}: attention_mode is {mode!r}; {target} reads causally only, and would read its prompts otherwise "
+            "than in training; export a causal checkpoint"
+        )
+    if heads and "SeptetForCausalLM" not in heads:
+        raise UserError(
+            f"{folder}: was trained as {', '.join(heads)}; {target} takes the causal head, which is not among them; "
+            "export a checkpoint with a trained causal head"
+        )
+    if (qk_norm is not False) != QK_NORM[target]:
+        other = "qwen3" if target == "llama" else "llama"
+        has = "has no QK-norm" if target == "llama" else "normalises queries and keys"
+        raise UserError(f"{folder}: qk_norm is {qk_norm is not False}; {target} {has}; pass --to {other}")
+
+
+def native_classes(kind: str) -> tuple[Any, Any]:
+    """(model class, configuration class) of transformers."""
+    import transformers
+
+    name = {"llama": "Llama", "qwen3": "Qwen3"}[kind]
+    return getattr(transformers, f"{name}ForCausalLM"), getattr(transformers, f"{name}Config")
+
+
+def shared_fields(config: Any) -> dict[str, Any]:
+    """The configuration fields that mean the same in Septet, Llama and Qwen3."""
+    return {name: getattr(config, name) for name in SHARED_FIELDS}
+
+
+# ---- the conversion ---------------------------------------------------------------------------------------------------
+
+
+def _convert(config: Any, stage: str, folder: Path, source_class: Any, target_class: Any, wanted: Any) -> None:
+    """Reads with one class, writes with the other, reads what was written, compares."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    dtype = stored_dtype(folder)
+    with writing(config.output, stage, config, {"model": folder}) as out:
+        source = load(source_class, folder)
+        expected = logits_of(source)
+        target = transplanted(source, target_class, wanted)
+        del source
+        target.to(dtype).save_pretrained(out.path)
+        out.counts["num_parameters"] = sum(p.numel() for p in target.parameters())
+        del target  # so that a large model is in memory once
+        for pattern in TOKENIZER_FILES:
+            for file in folder.glob(pattern):
+                shutil.copyfile(file, out.path / file.name)
+        difference = float((logits_of(load(target_class, out.path)) - expected).abs().max())
+        limit = MAX_LOGIT_DIFFERENCE * max(1.0, float(expected.abs().max()))
+        if not difference <= limit:
+            raise UserError(
+                f"{folder}: the logits differ by {difference:.3g} after the {stage}; at most {limit:.3g} is rounding; "
+                "nothing was written; its configuration has something that this version does not know"
+            )
+        out.counts.update(max_logit_difference=difference, dtype=str(dtype).removeprefix("torch."))
+    print(
+        f"{stage}: {out.counts['num_parameters']:,} parameters in {out.counts['dtype']}; logits differ by at most "
+        f"{difference:.2g}; {config.output}",
+        flush=True,
+    )
+
+
+def stored_dtype(folder: Path) -> Any:
+    """The type of the stored weights, or float32, which loses nothing, where there are several."""
+    import torch
+    from safetensors import safe_open
+
+    found = set()
+    for path in folder.glob("model*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:  # safetensors raises its own type
+            raise UserError(f"{path}: is damaged ({_first_line(error)}); download or save it again") from error
+    return (
+        {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop(), torch.float32)
+        if len(found) == 1
+        else torch.float32
+    )
+
+
+def load(model_class: Any, folder: Path) -> Any:
+    """The model in float32, which holds bfloat16 and float16 exactly, in eval mode.
+
+    Raises:
+        UserError: weights that cannot be read, or that are not all there.
+    """
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(
-        0, ours.config.vocab_size, (2, min(64, ours.config.max_position_embeddings)), generator=generator
-    )
-    with torch.no_grad():
-        difference = float((ours(ids).logits.float() - theirs(ids).logits.float()).abs().max())
-    if not difference <= LOGITS_TOLERANCE * (1 if ours.dtype == torch.float32 else 1e3):
-        raise UserError(
-            f"the logits of the two models differ by {difference:.2g}; the conversion is wrong and nothing was written"
+    try:
+        model, info = model_class.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    return difference
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be loaded ({_first_line(error)}); download or save it again") from error
+    if info["missing_keys"]:
+        raise UserError(f"{folder}: its weights lack {sorted(info['missing_keys'])[0]}; download or save it again")
+    return model.eval()
 
 
-def _source_folder(model: str) -> Path:
-    if Path(model).is_dir():
-        folder = Path(model)
-    else:
-        from huggingface_hub import snapshot_download
+def transplanted(source: Any, target_class: Any, wanted: Any) -> Any:
+    """A `target_class` with the source's own tensors; heads that it does not have stay behind."""
+    import torch
 
-        try:
-            folder = Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "merges.txt"]))
-        except Exception as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(f"{model}: is no folder here, and the Hub gives none ({reason}); check the name") from error
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{model}: holds no safetensors; pickles are not read; convert it with save_pretrained first")
-    return folder
+    with torch.device("meta"):
+        target = target_class(wanted)
+    state = source.state_dict()
+    target.load_state_dict({name: state[name] for name in target.state_dict()}, assign=True)
+    target.tie_weights()
+    target.model.rotary_emb = type(target.model.rotary_emb)(wanted)  # its buffers are computed, not stored
+    target.generation_config = source.generation_config
+    return target.eval()
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    for pattern in TOKENIZER_FILES:
-        for file in source.glob(pattern):
-            shutil.copy2(file, target / file.name)
+def logits_of(model: Any) -> Any:
+    """(2, T, V) logits of random token ids, the same ones for every model of one vocabulary and length."""
+    import torch
+
+    length = min(64, model.config.max_position_embeddings)
+    ids = torch.randint(model.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 if __name__ == "__main__":
-    import sys
-
-    verb = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if verb not in ("import", "export"):
-        raise SystemExit("usage: python -m septet.modeling.convert import|export [options]")
-    run_cli(*((import_model, ImportConfig) if verb == "import" else (export_model, ExportConfig)))
+    run_cli(export_model, ExportConfig)

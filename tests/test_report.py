@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from septet.data.errors import UserError
+from septet.tasks.harness import examples
 from septet.tasks.harness import report as page
 
 EVIL = '<script>alert("x")</script>'
@@ -281,13 +282,13 @@ def test_worst_examples_are_wrong_and_sorted(planted: list, expected: list[int])
         )
         if probability:
             rows[-1]["probabilities"] = {prediction: probability}
-    assert [row["id"] for row in page.worst_examples(rows)] == expected
+    assert [row["id"] for row in examples.worst_examples(rows)] == expected
 
 
 def test_random_examples_depend_on_the_seed_alone() -> None:
     rows = [{"id": number} for number in range(50)]
-    assert page.random_examples(rows, 1) == page.random_examples(rows, 1) != page.random_examples(rows, 2)
-    assert page.random_examples(rows[:2], 1) in (rows[:2], rows[1::-1])
+    assert examples.random_examples(rows, 1) == examples.random_examples(rows, 1) != examples.random_examples(rows, 2)
+    assert examples.random_examples(rows[:2], 1) in (rows[:2], rows[1::-1])
 
 
 def test_length_buckets_find_the_planted_dependence() -> None:
@@ -300,16 +301,16 @@ def test_length_buckets_find_the_planted_dependence() -> None:
         }
         for n in range(1, 41)
     ]
-    buckets = page.length_buckets(rows)
+    buckets = examples.length_buckets(rows)
     assert [bucket["rows"] for bucket in buckets] == [10, 10, 10, 10]
     assert [bucket["share"] for bucket in buckets] == [100, 100, 0, 0]
-    assert page.length_buckets(rows[:1] * 9)[0] == {"low": 1, "high": 1, "rows": 9, "share": 100}
+    assert examples.length_buckets(rows[:1] * 9)[0] == {"low": 1, "high": 1, "rows": 9, "share": 100}
 
 
 def test_entities_are_cut_out_of_their_sentence() -> None:
     tags = ["B-PER", "I-PER", "B-PER", "O"]
-    assert page.segments(tags, list("张三李说"), "zh") == [("张三", "PER"), ("李", "PER"), ("说", None)]
-    english = page.segments(tags, ["Ann", "Lee", "Bo", "sang"], "en")
+    assert examples.segments(tags, list("张三李说"), "zh") == [("张三", "PER"), ("李", "PER"), ("说", None)]
+    english = examples.segments(tags, ["Ann", "Lee", "Bo", "sang"], "en")
     assert "".join(text for text, _ in english) == "Ann Lee Bo sang"
     assert [text for text, entity in english if entity] == ["Ann Lee", "Bo"]
 

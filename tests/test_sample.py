@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from septet.data import sample
+from septet.data import sample_sentences as patterns
 from septet.data import sample_words as words
 from septet.data.manifest import problems, read_manifest
 from septet.data.sample import LANGUAGES, ROWS, SHOWCASE, TASKS, TRAIN_ROWS, SampleConfig, World, run, say
@@ -152,7 +153,7 @@ def test_held_out_terms_are_never_asked(rows: dict[str, list[dict]]) -> None:
     asked = "\n".join(row["question"] for split in ("train", "validation") for row in rows[f"qa/{split}"])
     for term, _ in words.HELD_OUT_DEFINITIONS:
         for lang in LANGUAGES:
-            for pattern in (words.WHAT_IS, words.WHAT_IS_INVENTION):
+            for pattern in (patterns.WHAT_IS, patterns.WHAT_IS_INVENTION):
                 assert say(pattern, lang, t=term).text not in asked
     assert "什么是望远镜？" in asked and "What is gravity?" in asked and "Qu'est-ce que la gravité ?" in asked
 

@@ -1,17 +1,21 @@
-"""Two reports of one task side by side, with a paired test for every metric.
+"""Two evaluations of one task side by side: every metric, the difference with its interval, and a paired test.
 
-septet compare reports/classification reports/classification-lora
+septet compare reports/translation reports/translation-lora
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from septet.data.errors import UserError, run_cli
+from septet.tasks.harness.report import read_predictions, read_report
+
+SIGNIFICANCE = 0.05  # beyond noise: p below this and zero outside the 95 % interval
 
 
 @dataclass(frozen=True)
@@ -19,54 +23,95 @@ class CompareConfig:
     a: Annotated[Path, tyro.conf.Positional]
     """a folder that `septet evaluate` wrote"""
     b: Annotated[Path, tyro.conf.Positional]
-    """another of the same task and test set"""
+    """another one, of the same task and test set"""
     seed: int = 0
-    """of the bootstrap and the randomisation"""
+    """of the bootstrap and the test"""
     output: Path | None = None
-    """also write the table here, as Markdown"""
+    """a Markdown file for the table; it is printed in any case"""
 
 
 def run(config: CompareConfig) -> str:
-    """Prints and returns the table, in Markdown.
+    """Prints the table and returns it.
 
     Raises:
-        UserError: reports of different tasks, or predictions for different rows or references.
+        UserError: a report that cannot be read, other tasks, or other test rows; the message names the first difference.
     """
-    from septet.tasks.harness.metrics import FAMILIES, difference
-    from septet.tasks.harness.report import read_predictions, read_report
-
-    reports = [read_report(place) for place in (config.a, config.b)]
-    rows_a, rows_b = read_predictions(config.a), read_predictions(config.b)
-    task = reports[0]["task"]
-    if task != reports[1]["task"]:
-        raise UserError(f"{config.a} is of {task}, {config.b} of {reports[1]['task']}; only one task can be compared")
-    if len(rows_a) != len(rows_b):
-        raise UserError(f"{config.a} has {len(rows_a)} rows, {config.b} {len(rows_b)}; evaluate both on the same set")
-    for one, other in zip(rows_a, rows_b, strict=True):
-        if (one["id"], one["reference"]) != (other["id"], other["reference"]):
-            raise UserError(f"row {one['id']!r} of {config.a} is row {other['id']!r} of {config.b}, or has another reference; evaluate both on the same set")  # fmt: skip
-    references, languages = [row["reference"] for row in rows_a], [row["lang"] for row in rows_a]
-    predictions = [row["prediction"] for row in rows_a], [row["prediction"] for row in rows_b]
-    lines = [
-        f"{reports[0]['title']}: A = {config.a}, B = {config.b}, {len(rows_a):,} rows",
-        "",
-        "| metric | A | B | A - B | 95 % interval | p | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for metric in FAMILIES[task]:
-        found = difference(task, metric.name, *predictions, references, languages, seed=config.seed)
-        a, b = (report["scores"][metric.name]["value"] for report in reports)
-        verdict = "beyond chance" if found["p_value"] < 0.05 else "could be chance"
-        lines.append(
-            f"| {metric.name} | {a:.2f} | {b:.2f} | {found['value']:+.2f} | {found['low']:+.2f} to {found['high']:+.2f} "
-            f"| {found['p_value']:.3f} | {verdict} |"
+    report_a, report_b = read_report(config.a), read_report(config.b)
+    if report_a["task"] != report_b["task"]:
+        raise UserError(
+            f"{config.a} is of the task {report_a['task']!r}, {config.b} of {report_b['task']!r}; scores of different "
+            "tasks cannot be compared; give two reports of one task"
         )
-    table = "\n".join(lines)
-    print(table, flush=True)
-    if config.output:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(table + "\n", encoding="utf-8")
-    return table
+    rows_a, rows_b = read_predictions(config.a), read_predictions(config.b)
+    require_same_rows(config, rows_a, rows_b)
+    text = markdown(config, report_a, report_b, differences(report_a["task"], rows_a, rows_b, config.seed))
+    if config.output is not None:
+        try:
+            config.output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{config.output}: cannot be written ({error.strerror}); give another --output") from error
+    print(text, end="", flush=True)
+    return text
+
+
+def require_same_rows(config: CompareConfig, rows_a: Sequence[Mapping], rows_b: Sequence[Mapping]) -> None:
+    """Raises a `UserError` unless both predicted the same rows in the same order."""
+    way_out = "a paired test needs the same rows; evaluate both on one test set"
+    for number, (row_a, row_b) in enumerate(zip(rows_a, rows_b, strict=False), start=1):
+        for key in ("id", "lang", "reference"):
+            if row_a.get(key) != row_b.get(key):
+                here, there = (f"{row.get(key)!r:.80}" for row in (row_a, row_b))
+                raise UserError(f"row {number}: {key} is {here} in {config.a} and {there} in {config.b}; {way_out}")
+    if len(rows_a) != len(rows_b):
+        raise UserError(f"{config.a} holds {len(rows_a):,} rows, {config.b} {len(rows_b):,}; {way_out}")
+
+
+def differences(task: str, rows_a: Sequence[Mapping], rows_b: Sequence[Mapping], seed: int) -> list[dict[str, Any]]:
+    """Of every metric of the task: {"metric", "a", "b", "value" (a - b), "low", "high", "p_value", "verdict"}."""
+    from septet.tasks.harness import metrics
+
+    if task not in metrics.FAMILIES:
+        raise UserError(f"task {task!r}: has no metrics here; known: {', '.join(metrics.FAMILIES)}")
+    predictions_a, predictions_b = ([row["prediction"] for row in rows] for rows in (rows_a, rows_b))
+    references, languages = [row["reference"] for row in rows_a], [row["lang"] for row in rows_a]
+    scores_a = metrics.score(task, predictions_a, references, languages)
+    scores_b = metrics.score(task, predictions_b, references, languages)
+    out = []
+    for metric in metrics.FAMILIES[task]:
+        found = metrics.difference(task, metric.name, predictions_a, predictions_b, references, languages, seed)
+        sure = found["p_value"] < SIGNIFICANCE and not found["low"] <= 0 <= found["high"]
+        better = "a" if (found["value"] > 0) == metric.higher_is_better else "b"
+        verdict = f"{better} is better" if sure else "within noise"
+        out.append({"metric": metric.name, "a": scores_a[metric.name], "b": scores_b[metric.name], **found})
+        out[-1]["verdict"] = verdict
+    return out
+
+
+def markdown(config: CompareConfig, report_a: Mapping, report_b: Mapping, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The comparison as Markdown."""
+    lines = [
+        f"## {report_a['task']}: a against b",
+        "",
+        *(
+            f"- {name}: `{path}`, {report['model'].get('num_parameters', 0):,} parameters, seed {report['seed']}"
+            for name, path, report in (("a", config.a, report_a), ("b", config.b, report_b))
+        ),
+        "",
+        "| metric | a | b | a − b [95 %] | p | verdict |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        name = f"**{row['metric']}**" if row["metric"] == report_a["primary_metric"] else row["metric"]
+        shown = "{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**row).replace("-", "−")
+        lines.append(
+            f"| {name} | {row['a']:.2f} | {row['b']:.2f} | {shown} | {row['p_value']:.3f} | {row['verdict']} |"
+        )
+    lines += [
+        "",
+        f"Paired bootstrap and approximate randomisation over the same rows; beyond noise is p < {SIGNIFICANCE} with zero "
+        "outside the interval. It is the noise of the test set alone: another training seed adds its own.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -7,27 +7,22 @@ nothing: pictures lie in it as data URIs, there is no script, and everything tha
 from __future__ import annotations
 
 import base64
-import bisect
 import html
 import io
 import itertools
 import json
 import math
 import os
-import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from septet.data.errors import UserError, run_cli
 from septet.data.manifest import read_json
+from septet.tasks.harness.examples import length_buckets, random_examples, shown_example, worst_examples
 
-NUM_EXAMPLES = 5  # the worst and as many random ones: what one reads at a sitting
-NUM_BUCKETS = 4  # quartiles of the input length
 MAX_CONFUSION_LABELS = 30  # cells stay readable; the whole matrix is in report.json
 MAX_CURVE_POINTS = 400  # about one a pixel of a picture's width
 
@@ -129,131 +124,6 @@ def _read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path}, line {len(rows) + 1}: is not JSON ({error}); make the file again") from error
     return rows
-
-
-# -- judging single examples ------------------------------------------------------------------------------------------
-
-
-def badness(row: Mapping[str, Any]) -> tuple[float, str]:
-    """How wrong one prediction is, without a model: 0 is right, more is worse; and the same in words.
-
-    The measure follows from the row's shape, so that a new task needs no entry here. Tags: the number of wrong ones.
-    Labels (with `probabilities`): the probability given to a wrong label. Answers (a list of accepted ones): 1 - F1
-    over the tokens of `metrics.answer_tokens`. Any other text: 100 - sentence chrF (Popović 2015, as sacreBLEU computes it).
-    """
-    reference, prediction = row["reference"], row["prediction"]
-    match _kind(row):
-        case "tags":
-            wrong = sum(a != b for a, b in itertools.zip_longest(reference, prediction))
-            return float(wrong), f"{wrong} of {len(reference)} tags wrong"
-        case "label":
-            probability = float(row["probabilities"].get(prediction, 1.0))
-            if reference == prediction:
-                return 0.0, f"right, probability {probability:.2f}"
-            return probability, f"wrong, with probability {probability:.2f}"
-        case "answer":
-            f1 = max(_token_f1(prediction, answer, row["lang"]) for answer in reference or [""])
-            return 1 - f1, f"F1 {100 * f1:.0f}"
-        case _:
-            chrf = _chrf().sentence_score(prediction, [reference]).score
-            return 100 - chrf, f"chrF {chrf:.1f}"
-
-
-def _kind(row: Mapping[str, Any]) -> str:
-    if isinstance(row["prediction"], list):
-        return "tags"
-    if "probabilities" in row:
-        return "label"
-    return "answer" if isinstance(row["reference"], list) else "text"
-
-
-def _token_f1(prediction: str, reference: str, language: str) -> float:
-    from septet.tasks.harness.metrics import answer_tokens  # it imports numpy
-
-    predicted, expected = (Counter(answer_tokens(text, language)) for text in (prediction, reference))
-    if not predicted or not expected:
-        return float(predicted == expected)
-    return 2 * (predicted & expected).total() / (predicted.total() + expected.total())
-
-
-@cache
-def _chrf() -> Any:
-    from sacrebleu.metrics import CHRF
-
-    return CHRF()
-
-
-def worst_examples(rows: Sequence[Mapping[str, Any]], num_examples: int = NUM_EXAMPLES) -> list[Mapping[str, Any]]:
-    """The worst wrong predictions, the worst first; fewer where fewer are wrong. Ties keep the file's order."""
-    judged = [(badness(row)[0], row) for row in rows]
-    wrong = sorted((pair for pair in judged if pair[0] > 0), key=lambda pair: -pair[0])
-    return [row for _, row in wrong[:num_examples]]
-
-
-def random_examples(
-    rows: Sequence[Mapping[str, Any]], seed: int, num_examples: int = NUM_EXAMPLES
-) -> list[Mapping[str, Any]]:
-    """Examples drawn without looking at them: the same ones for the same seed."""
-    return random.Random(seed).sample(list(rows), min(num_examples, len(rows)))
-
-
-def length_buckets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Share of right labels or answers by quartile of the input length in characters; empty for other tasks.
-
-    Returns:
-        Rows {"low", "high" (characters, inclusive), "rows", "share" (0-100)}, the shortest first.
-    """
-    if not rows or _kind(rows[0]) not in ("label", "answer"):
-        return []
-    lengths = [sum(len(text) for text in row["input"].values() if isinstance(text, str)) for row in rows]
-    ordered = sorted(lengths)
-    edges = sorted({ordered[len(ordered) * part // NUM_BUCKETS] for part in range(1, NUM_BUCKETS)} - {ordered[0]})
-    members: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        members.setdefault(bisect.bisect_right(edges, length), []).append(index)
-    return [
-        {
-            "low": min(lengths[i] for i in bucket),
-            "high": max(lengths[i] for i in bucket),
-            "rows": len(bucket),
-            "share": 100 * sum(badness(rows[i])[0] == 0 for i in bucket) / len(bucket),
-        }
-        for _, bucket in sorted(members.items())
-    ]
-
-
-def segments(value: Any, tokens: Sequence[str] | None = None, language: str = "") -> list[tuple[str, str | None]]:
-    """A reference or prediction as pieces (text, entity type or None); joined, the texts are what is shown."""
-    if tokens is None or not isinstance(value, list):
-        if isinstance(value, list):
-            value = " | ".join(map(str, value)) or "(no answer in the text)"
-        return [(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), None)]
-    space, pieces = "" if language == "zh" else " ", []
-    tags = itertools.chain(value, itertools.repeat("O"))
-    previous = None
-    for token, tag in zip(tokens, tags, strict=False):
-        entity = tag[2:] if tag[:2] in ("B-", "I-") else None
-        if pieces and entity == previous and not tag.startswith("B-"):
-            pieces[-1] = (pieces[-1][0] + space + token, entity)
-        else:
-            pieces += [(space, None)] if pieces and space else []
-            pieces.append((token, entity))
-        previous = entity
-    return pieces
-
-
-def _example(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as the pages show it."""
-    language, tokens = row["lang"], row["input"].get("tokens")
-    outputs = [("reference", row["reference"]), ("model", row["prediction"]), *row.get("baselines", {}).items()]
-    return {
-        "id": row.get("id", ""),
-        "language": language,
-        "note": badness(row)[1],
-        "truncated": row.get("truncated", False),
-        "inputs": [(name, text) for name, text in row["input"].items() if isinstance(text, str)],
-        "outputs": [(name, segments(value, tokens, language)) for name, value in outputs],
-    }
 
 
 # -- numbers in words -------------------------------------------------------------------------------------------------
@@ -379,7 +249,7 @@ def _showcase_md(items: Iterable[Mapping[str, Any]]) -> str:
 
 def _examples_md(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = []
-    for example in map(_example, rows):
+    for example in map(shown_example, rows):
         cut = ", input truncated" if example["truncated"] else ""
         lines.append(f"- {_md(example['id'])} ({_md(example['language'])}): {example['note']}{cut}")
         lines += [
@@ -661,8 +531,8 @@ def _section(directory: Path) -> dict[str, Any]:
         "classes_heading": _classes_heading(report),
         "confusion": _confusion(report),
         "buckets": length_buckets(rows),
-        "worst": [_example(row) for row in worst_examples(rows)],
-        "random": [_example(row) for row in random_examples(rows, report["seed"])],
+        "worst": [shown_example(row) for row in worst_examples(rows)],
+        "random": [shown_example(row) for row in random_examples(rows, report["seed"])],
         "left_out": _left_out(report),
         "settings": _settings(report),
         "parameters": _parameters(report["model"].get("num_parameters")),
