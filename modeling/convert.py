@@ -78,7 +78,7 @@ def import_model(config: ImportConfig) -> Path:
     register()  # what is saved then carries its code
     native_class, _ = native_classes(kind)
     shared = shared_fields(native_class.config_class.from_pretrained(folder))
-    wanted = SeptetConfig(**shared, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
+    wanted = valid_config(SeptetConfig, shared, folder, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
     _convert(config, "import", folder, native_class, SeptetForCausalLM, wanted)
     return config.output
 
@@ -103,12 +103,7 @@ def export_model(config: ExportConfig) -> Path:
     from septet.modeling.modeling_septet import SeptetForCausalLM
 
     native_class, native_config = native_classes(config.to)
-    try:
-        wanted = native_config(**shared_fields(SeptetConfig.from_pretrained(config.model)))
-    except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
-        raise UserError(
-            f"{config.model}: is no valid {config.to} shape ({_first_line(error)}); it cannot go there"
-        ) from error
+    wanted = valid_config(native_config, shared_fields(SeptetConfig.from_pretrained(config.model)), config.model)
     _convert(config, "export", config.model, SeptetForCausalLM, native_class, wanted)
     return config.output
 
@@ -182,6 +177,17 @@ def native_classes(kind: str) -> tuple[Any, Any]:
 def shared_fields(config: Any) -> dict[str, Any]:
     """The configuration fields that mean the same in Septet, Llama and Qwen3."""
     return {name: getattr(config, name) for name in SHARED_FIELDS}
+
+
+def valid_config(config_class: Any, shared: dict[str, Any], folder: Path, **fields: Any) -> Any:
+    """A configuration of the target; a `UserError` where its own rules refuse the shape."""
+    try:
+        return config_class(**shared, **fields)
+    except Exception as error:  # huggingface_hub's strict dataclasses raise errors of their own
+        name = config_class.__name__
+        raise UserError(
+            f"{folder}: its shape breaks a rule of {name} ({_first_line(error)}); it cannot go there"
+        ) from error
 
 
 # ---- the conversion ---------------------------------------------------------------------------------------------------
@@ -285,5 +291,11 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def run(config: ImportConfig | ExportConfig) -> Path:
+    """`import_model` or `export_model`."""
+    return import_model(config) if isinstance(config, ImportConfig) else export_model(config)
+
+
 if __name__ == "__main__":
-    run_cli(export_model, ExportConfig)
+    subcommand = tyro.conf.subcommand
+    run_cli(run, Annotated[ImportConfig, subcommand("import")] | Annotated[ExportConfig, subcommand("export")])
