@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -40,6 +41,11 @@ def report_errors(action: Callable[[], Any]) -> None:
         action()
     except UserError as error:
         print(f"septet: error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("septet: error: the disk is full; free space and run the same command again to go on", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("septet: stopped; run the same command again to go on", file=sys.stderr, flush=True)

@@ -9,7 +9,9 @@ data set with the tokenizer beside it; `PackedDataset` reads it.
 from __future__ import annotations
 
 import bisect
+import itertools
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ class PackConfig:
     sequence_length: int = 512
     """tokens in a sequence"""
     pieces_at_once: int = 200_000
-    """pieces that best fit chooses among; bounds the memory"""
+    """pieces of one language and source that best fit chooses among; bounds the memory"""
     overwrite: bool = False
     """replace what stands at --output"""
 
@@ -140,15 +142,10 @@ def best_fit(lengths: Iterable[int], capacity: int) -> list[list[int]]:
 
 def _pack_split(config: PackConfig, tokenizer: Any, split: str, output: Path) -> dict[str, Any]:
     import datasets
+    from tqdm import tqdm
 
-    from septet.data.documents import read_rows
-
-    groups: dict[tuple[str, str], list[Path]] = {}
-    shards = sorted((config.corpus / split).glob("*.jsonl.gz"))
-    for shard in shards:
-        for row in read_rows(shard):
-            groups.setdefault((row["lang"], row["source"]), []).append(shard)
-    counts: dict[str, Any] = {}
+    names = ("documents", "cut_documents", "sequences", "tokens")
+    counts: dict[str, Any] = defaultdict(lambda: dict.fromkeys(names, 0))
     features = datasets.Features(
         {
             "input_ids": datasets.List(datasets.Value("int32")),
@@ -158,28 +155,47 @@ def _pack_split(config: PackConfig, tokenizer: Any, split: str, output: Path) ->
         }
     )
 
+    def packed(lang: str, source: str, pieces: list[list[int]]) -> Iterator[dict[str, Any]]:
+        group = counts[f"{lang}/{source}"]
+        for indices in best_fit(map(len, pieces), config.sequence_length):
+            chosen = [pieces[i] for i in indices]
+            group["sequences"] += 1
+            group["tokens"] += sum(map(len, chosen))
+            yield {
+                "input_ids": [token for piece in chosen for token in piece],
+                "document_lengths": [len(piece) for piece in chosen],
+                "lang": lang,
+                "source": source,
+            }
+
     def rows() -> Iterator[dict[str, Any]]:
-        for (lang, source), places in sorted(groups.items()):
-            group = counts[f"{lang}/{source}"] = {"documents": 0, "cut_documents": 0, "sequences": 0, "tokens": 0}
-            for pieces in _pieces(config, tokenizer, lang, source, list(dict.fromkeys(places)), group):
-                for piece_indices in best_fit(map(len, pieces), config.sequence_length):
-                    chosen = [pieces[i] for i in piece_indices]
-                    group["sequences"] += 1
-                    group["tokens"] += sum(map(len, chosen))
-                    yield {
-                        "input_ids": [token for piece in chosen for token in piece],
-                        "document_lengths": [len(piece) for piece in chosen],
-                        "lang": lang,
-                        "source": source,
-                    }
+        pieces: dict[tuple[str, str], list[list[int]]] = defaultdict(list)
+        documents = tqdm(_documents(config, split), desc=f"pack {split}", unit=" documents", mininterval=1)
+        for batch in _batches(documents, 1000):
+            encodings = tokenizer([row["text"] for row in batch], add_special_tokens=False)["input_ids"]
+            for row, encoding in zip(batch, encodings, strict=True):
+                key = (row["lang"], row["source"])
+                ids = [tokenizer.bos_token_id, *encoding, tokenizer.eos_token_id]
+                counts["/".join(key)]["documents"] += 1
+                counts["/".join(key)]["cut_documents"] += len(ids) > config.sequence_length
+                cuts = range(0, len(ids), config.sequence_length)
+                pieces[key].extend(ids[i : i + config.sequence_length] for i in cuts)
+                if len(pieces[key]) >= config.pieces_at_once:
+                    yield from packed(*key, pieces.pop(key))
+        for key in sorted(pieces):
+            yield from packed(*key, pieces[key])
 
     datasets.disable_progress_bars()
     cache = output.with_name(f"{output.name}.cache")
-    made = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(cache), split=split)
+    try:
+        made = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(cache), split=split)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError | OSError):  # a damaged shard, a full disk
+            raise error.__cause__ from None
+        raise
     made.save_to_disk(output)
     del made
     shutil.rmtree(cache)
-    names = ("documents", "cut_documents", "sequences", "tokens")
     counts["total"] = {name: sum(group[name] for group in counts.values()) for name in names}
     for group in counts.values():
         room = group["sequences"] * config.sequence_length
@@ -187,36 +203,17 @@ def _pack_split(config: PackConfig, tokenizer: Any, split: str, output: Path) ->
     return counts
 
 
-def _pieces(
-    config: PackConfig, tokenizer: Any, lang: str, source: str, shards: list[Path], group: dict[str, int]
-) -> Iterator[list[list[int]]]:
-    """Lists of at most `pieces_at_once` pieces of token ids of one language and source."""
-    from tqdm import tqdm
+def _documents(config: PackConfig, split: str) -> Iterator[dict[str, Any]]:
+    from septet.data.documents import iterate_rows
 
-    from septet.data.documents import read_rows
+    for shard in sorted((config.corpus / split).glob("*.jsonl.gz")):
+        yield from iterate_rows(shard)
 
-    texts = (r["text"] for path in shards for r in read_rows(path) if (r["lang"], r["source"]) == (lang, source))
-    pieces: list[list[int]] = []
-    batch: list[str] = []
 
-    def encode() -> None:
-        for encoding in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            ids = [tokenizer.bos_token_id, *encoding, tokenizer.eos_token_id]
-            group["documents"] += 1
-            group["cut_documents"] += len(ids) > config.sequence_length
-            pieces.extend(ids[i : i + config.sequence_length] for i in range(0, len(ids), config.sequence_length))
-        batch.clear()
-
-    for text in tqdm(texts, desc=f"pack {lang} {source}", unit=" documents", mininterval=1, leave=False):
-        batch.append(text)
-        if len(batch) == 1000:
-            encode()
-            if len(pieces) >= config.pieces_at_once:
-                yield pieces
-                pieces = []
-    encode()
-    if pieces:
-        yield pieces
+def _batches(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 if __name__ == "__main__":

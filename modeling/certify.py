@@ -63,11 +63,12 @@ def run(config: CertifyConfig) -> Path:
             f"{pretrain.data}: is not the data of this run (sha256 {described['data_sha256'][:12]} then, {digest[:12]} "
             "now); give the packed set that it was started with as --data"
         )
+    refuse(directory, [f"{pretrain.data}/{problem}" for problem in problems(pretrain.data)])
     data = PackedDataset(pretrain.data, "train", pretrain.mixture, pretrain.seed)
     total_steps, micro_batches = plan_steps(pretrain, data.sequence_length, described["environment"]["num_processes"])
     done, per_step = saved[-1][0], micro_batches * pretrain.micro_batch_size
 
-    failures = [f"{pretrain.data}/{problem}" for problem in problems(pretrain.data)]
+    failures = []
     folders = [path for _, path in saved]
     if (directory / FILE_NAME).is_file():
         folders.append(directory / "final")

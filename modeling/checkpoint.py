@@ -43,16 +43,29 @@ def save_checkpoint(
     state: dict[str, Any],
     config: Any,
 ) -> Path:
-    """Writes `step_<n>` aside, syncs it, renames it; the manifest is the last file written."""
+    """Writes `step_<n>` aside, syncs it, renames it; the manifest is the last file written.
+
+    Raises:
+        UserError: it cannot be written, for example on a full disk; earlier checkpoints are untouched.
+    """
+    from safetensors import SafetensorError
+
     started = time.time()
     aside, place = run / f".step_{step}.tmp", run / f"step_{step}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_model(model, tokenizer, aside)
-    _save_optimizer(optimizer, aside)
-    write_json(aside / "training_state.json", {"step": step, **state})
-    write_manifest(aside, STAGE, config, {}, {"step": step}, time.time() - started)
-    replace_directory(aside, place)
+    try:
+        save_model(model, tokenizer, aside)
+        _save_optimizer(optimizer, aside)
+        write_json(aside / "training_state.json", {"step": step, **state})
+        write_manifest(aside, STAGE, config, {}, {"step": step}, time.time() - started)
+        replace_directory(aside, place)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"{place}: cannot be saved ({error}); free space, or give another disk; earlier checkpoints are untouched, and "
+            "the same command with --resume goes on from the newest"
+        ) from error
     return place
 
 

@@ -10,6 +10,7 @@ represent is refused, and what was written is read again and must give the sourc
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -77,8 +78,8 @@ def import_model(config: ImportConfig) -> Path:
 
     register()  # what is saved then carries its code
     native_class, _ = native_classes(kind)
-    shared = shared_fields(native_class.config_class.from_pretrained(folder))
-    wanted = valid_config(SeptetConfig, shared, folder, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
+    shared = shared_fields(valid(folder, native_class.config_class.from_pretrained, folder))
+    wanted = valid(folder, SeptetConfig, **shared, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
     _convert(config, "import", folder, native_class, SeptetForCausalLM, wanted)
     return config.output
 
@@ -103,7 +104,8 @@ def export_model(config: ExportConfig) -> Path:
     from septet.modeling.modeling_septet import SeptetForCausalLM
 
     native_class, native_config = native_classes(config.to)
-    wanted = valid_config(native_config, shared_fields(SeptetConfig.from_pretrained(config.model)), config.model)
+    shared = shared_fields(valid(config.model, SeptetConfig.from_pretrained, config.model))
+    wanted = valid(config.model, native_config, **shared)
     _convert(config, "export", config.model, SeptetForCausalLM, native_class, wanted)
     return config.output
 
@@ -125,7 +127,7 @@ def find_source(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
-            f"{model}: no such folder, and the Hub does not give it ({_first_line(error)}); check the name, or log in"
+            f"{model}: no such folder, and the Hub does not give it ({_one_line(error)}); check the name, or log in"
         ) from error
 
 
@@ -179,15 +181,12 @@ def shared_fields(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in SHARED_FIELDS}
 
 
-def valid_config(config_class: Any, shared: dict[str, Any], folder: Path, **fields: Any) -> Any:
-    """A configuration of the target; a `UserError` where its own rules refuse the shape."""
+def valid(folder: Path, make_config: Callable[..., Any], *args: Any, **fields: Any) -> Any:
+    """A configuration; a `UserError` where the class's own rules refuse the shape."""
     try:
-        return config_class(**shared, **fields)
+        return make_config(*args, **fields)
     except Exception as error:  # huggingface_hub's strict dataclasses raise errors of their own
-        name = config_class.__name__
-        raise UserError(
-            f"{folder}: its shape breaks a rule of {name} ({_first_line(error)}); it cannot go there"
-        ) from error
+        raise UserError(f"{folder}: its config.json cannot be taken over: {_one_line(error)}; give another") from error
 
 
 # ---- the conversion ---------------------------------------------------------------------------------------------------
@@ -236,7 +235,7 @@ def stored_dtype(folder: Path) -> Any:
             with safe_open(path, "pt") as file:
                 found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except Exception as error:  # safetensors raises its own type
-            raise UserError(f"{path}: is damaged ({_first_line(error)}); download or save it again") from error
+            raise UserError(f"{path}: is damaged ({_one_line(error)}); download or save it again") from error
     return (
         {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop(), torch.float32)
         if len(found) == 1
@@ -257,7 +256,7 @@ def load(model_class: Any, folder: Path) -> Any:
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({_first_line(error)}); download or save it again") from error
+        raise UserError(f"{folder}: cannot be loaded ({_one_line(error)}); download or save it again") from error
     if info["missing_keys"]:
         raise UserError(f"{folder}: its weights lack {sorted(info['missing_keys'])[0]}; download or save it again")
     return model.eval()
@@ -287,8 +286,8 @@ def logits_of(model: Any) -> Any:
         return model(ids).logits
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def run(config: ImportConfig | ExportConfig) -> Path:

@@ -102,11 +102,12 @@ def run(config: PretrainConfig) -> Path:
 
     from septet.data.pack import load_tokenizer, token_byte_lengths
     from septet.data.packed import PackedDataset
-    from septet.modeling import checkpoint, modeling_septet
+    from septet.modeling import checkpoint, keep_freed_memory, modeling_septet
     from septet.modeling.objectives import OBJECTIVES, PretrainingLosses, Vocabulary, make_inputs
     from septet.modeling.optim import make_optimizer, make_schedule
     from septet.modeling.presets import preset_config
 
+    keep_freed_memory()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # ---- what the run is: data, shape, steps

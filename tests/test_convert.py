@@ -113,7 +113,7 @@ def test_an_exported_model_loads_where_septet_is_not(tmp_path: Path, tokenizer) 
         ("llama", {"attention_bias": True}, "attention_bias is True"),
         ("llama", {"mlp_bias": True}, "mlp_bias is True"),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window is True"),
-        ("qwen3", {"head_dim": 9}, "head_dim is 9"),
+        ("qwen3", {"head_dim": 9}, "`head_dim`=9"),
     ],
 )
 def test_import_refuses_by_name(kind: str, fields: dict, message: str, tmp_path: Path) -> None:
@@ -141,6 +141,8 @@ def test_import_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
     refused("GPT2LMHeadModel; only LlamaForCausalLM and Qwen3ForCausalLM", source)
     (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    refused("num_hidden_layers.*3.*must be equal", source)
+    (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
     refused(r"its weights lack model\.layers\.2\.", source)
     (source / "config.json").write_text(json.dumps(config))
     weights = (source / "model.safetensors").read_bytes()

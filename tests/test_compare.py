@@ -1,0 +1,88 @@
+"""Two evaluations side by side: planted differences are found, chance is called noise, other rows are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from septet.data.errors import UserError
+from septet.tasks.harness.compare import CompareConfig, run
+from septet.tasks.harness.metrics import difference
+
+
+def evaluation(folder: Path, correct: np.ndarray, task: str = "classification", first_id: int = 0) -> Path:
+    """An evaluation of a two-class task that is right where `correct` (n,) says so."""
+    folder.mkdir()
+    rows = []
+    for number, right in enumerate(correct):
+        label = "sport" if number % 2 else "science"
+        wrong = "science" if number % 2 else "sport"
+        rows.append(
+            {"id": f"row-{first_id + number}", "lang": "en", "input": {"text": f"text {number}"}, "reference": label}
+        )
+        rows[-1] |= {"prediction": label if right else wrong, "baselines": {}, "truncated": False}
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = {
+        "schema_version": 1, "task": task, "title": "Topics", "primary_metric": "accuracy", "seed": 3,
+        "model": {"num_parameters": 1234}, "data": {}, "scores": {"accuracy": {"value": 100 * float(np.mean(correct))}},
+    }  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def cells(text: str, metric: str) -> list[str]:
+    line = next(line for line in text.split("\n") if line.strip("| *").startswith(metric))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_planted_difference_is_beyond_noise(tmp_path: Path, capsys) -> None:
+    good, bad = np.arange(200) % 10 != 0, np.arange(200) % 10 > 3  # 90 and 60 of 100
+    a, b = evaluation(tmp_path / "a", good), evaluation(tmp_path / "b", bad)
+    text = run(CompareConfig(a, b, output=tmp_path / "out.md"))
+    assert capsys.readouterr().out == text == (tmp_path / "out.md").read_text()
+    name, value_a, value_b, shown, p_value, verdict = cells(text, "accuracy")
+    assert (name, value_a, value_b, verdict) == ("**accuracy**", "90.00", "60.00", "a is better")
+    labels = ["sport" if n % 2 else "science" for n in range(200)]
+    others = ["science" if n % 2 else "sport" for n in range(200)]
+    predictions = [np.where(right, labels, others).tolist() for right in (good, bad)]
+    found = difference("classification", "accuracy", *predictions, labels, "en", seed=0)
+    assert shown == "+30.00 [{low:+.2f}, {high:+.2f}]".format(**found) and float(p_value) == round(found["p_value"], 3)
+    assert {line.split("|")[1].strip(" *") for line in text.split("\n") if line.startswith("|")} >= {
+        "macro_f1",
+        "weighted_f1",
+    }
+    assert cells(run(CompareConfig(b, a)), "accuracy")[3].startswith("−30.00 [−")
+    assert cells(run(CompareConfig(b, a)), "accuracy")[5] == "b is better"
+
+
+def test_chance_is_called_noise(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    a = evaluation(tmp_path / "a", generator.random(150) < 0.7)
+    b = evaluation(tmp_path / "b", generator.random(150) < 0.7)
+    assert cells(run(CompareConfig(a, b)), "accuracy")[5] == "within noise"
+    assert cells(run(CompareConfig(a, a)), "accuracy")[3:] == ["+0.00 [+0.00, +0.00]", "1.000", "within noise"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == 2 * ["predictions.jsonl"] + 2 * [
+        "report.json"
+    ]
+
+
+def test_other_tasks_and_other_rows_are_refused(tmp_path: Path) -> None:
+    right = np.ones(20, dtype=bool)
+    a = evaluation(tmp_path / "a", right)
+    others = {
+        "of the task 'classification'.*of 'ner'": evaluation(tmp_path / "task", right, task="ner"),
+        "row 1: id is 'row-0' in .* and 'row-5'": evaluation(tmp_path / "ids", right, first_id=5),
+        "holds 20 rows, .* 19": evaluation(tmp_path / "fewer", right[1:]),
+    }
+    relabelled = evaluation(tmp_path / "labels", right)
+    text = (relabelled / "predictions.jsonl").read_text()
+    (relabelled / "predictions.jsonl").write_text(text.replace('"reference": "sport"', '"reference": "science"', 1))
+    others["row 2: reference is 'sport' in .* and 'science'"] = relabelled
+    for message, b in others.items():
+        with pytest.raises(UserError, match=message):
+            run(CompareConfig(a, b))
+    with pytest.raises(UserError, match="no such file"):
+        run(CompareConfig(a, tmp_path / "nowhere"))
