@@ -43,11 +43,12 @@ class PackedDataset:
 
     Args:
         directory: what `septet pack` wrote.
-        mixture: weight of each language or `language/source`; by default every source in proportion to its sequences.
+        mixture: weight of each language or `language/source`, what is not named being left out; by default every source in
+            proportion to its sequences.
         seed: of the order.
 
     Raises:
-        UserError: no packed set there, a split without sequences, or a mixture that names an unknown source.
+        UserError: no packed set there, a split that is damaged or empty, or a mixture that names an unknown source.
     """
 
     def __init__(self, directory: Path, split: str, mixture: Mapping[str, float] | None = None, seed: int = 0):
@@ -57,7 +58,13 @@ class PackedDataset:
         self.sequence_length: int = self.manifest["counts"]["sequence_length"]
         self.pad_token_id: int = self.manifest["counts"]["special_ids"]["pad_token_id"]
         self.directory, self.split, self.seed = Path(directory), split, seed
-        self.data = datasets.load_from_disk(str(Path(directory) / split)).with_format("numpy")
+        try:
+            self.data = datasets.load_from_disk(str(Path(directory) / split)).with_format("numpy")
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            reason = str(error).split("\n")[0]
+            raise UserError(
+                f"{directory}: its {split} split cannot be read ({reason}); pack again with --overwrite"
+            ) from error
         if not len(self.data):
             raise UserError(f"{directory}: its {split} split holds no sequence; give the corpus more text")
         self._place_sources(mixture)
@@ -84,6 +91,7 @@ class PackedDataset:
                 raise UserError(
                     f"mixture names {unknown[0]!r}; the packed set has {', '.join(self.sources)}; name those"
                 )
+            weights = dict.fromkeys(weights, 0.0)  # what the mixture does not name is left out
             for key, weight in mixture.items():
                 members = [n for n in self.sources if key in (n, n.split("/")[0])]
                 size = sum(len(self.sources[n]) for n in members)

@@ -263,7 +263,7 @@ def load(model_class: Any, folder: Path) -> Any:
 
 
 def transplanted(source: Any, target_class: Any, wanted: Any) -> Any:
-    """A `target_class` with the source's own tensors; heads that it does not have stay behind."""
+    """A `target_class` with the source's own tensors, to be saved; heads that it does not have stay behind."""
     import torch
 
     with torch.device("meta"):
@@ -271,9 +271,8 @@ def transplanted(source: Any, target_class: Any, wanted: Any) -> Any:
     state = source.state_dict()
     target.load_state_dict({name: state[name] for name in target.state_dict()}, assign=True)
     target.tie_weights()
-    target.model.rotary_emb = type(target.model.rotary_emb)(wanted)  # its buffers are computed, not stored
     target.generation_config = source.generation_config
-    return target.eval()
+    return target
 
 
 def logits_of(model: Any) -> Any:

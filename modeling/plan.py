@@ -103,7 +103,10 @@ def run(config: PlanConfig) -> dict[str, Any]:
     count, name = parse_machine(config.machine)
     plan = make_plan(config, count, name)
     if config.output is not None:
-        write_json(config.output, plan)
+        try:
+            write_json(config.output, plan)
+        except OSError as error:
+            raise UserError(f"{config.output}: cannot be written ({error.strerror}); give another --output") from error
     print(table(plan), flush=True)
     if plan["choice"] is None:
         least = min(plan["layouts"], key=lambda layout: layout["total_gib"])
@@ -124,6 +127,8 @@ def make_plan(config: PlanConfig, count: int, device_name: str) -> dict[str, Any
         if getattr(config, field) <= 0:
             flag = f"--{field.replace('_', '-')}"
             raise UserError(f"{flag} {getattr(config, field)}: must be above 0; leave it out for its default")
+    if config.utilisation > 1:
+        raise UserError(f"--utilisation {config.utilisation:g}: is a share of the peak, at most 1; give one like 0.4")
     price = device.price_per_hour if config.price_per_device_hour is None else config.price_per_device_hour
     length = config.sequence_length
     shape = preset_config(config.preset, vocab_size=config.vocab_size, max_position_embeddings=length)
@@ -175,7 +180,7 @@ def make_plan(config: PlanConfig, count: int, device_name: str) -> dict[str, Any
         "assumptions": [
             f"{config.utilisation:.0%} of the peak is reached in every layout, communication hidden; measure yours",
             f"{price:g} US dollars a device and hour; set --price-per-device-hour",
-            f"{USABLE_SHARE:.0%} of the memory is usable; kernels keep no more than the CPU's do",
+            f"{USABLE_SHARE:.0%} of the memory is usable, and kernels keep no more than the CPU's do: memory is counted, not measured",
             "energy is the devices' board power alone, without hosts and cooling",
         ],
     }

@@ -62,7 +62,8 @@ class PretrainConfig:
     z_loss_weight: float = 0.0
     """weight of log(Z)^2, which keeps logits from drifting; 1e-4 in PaLM"""
     mixture: dict[str, float] = field(default_factory=dict)
-    """weight by language or language/source, as in `--mixture en 1 fr 1 zh 1`; default: as much as there is of each"""
+    """weight by language or language/source, as in `--mixture en 1 fr 1 zh 1`; what is not named is
+    left out; default: as much as there is of each"""
     save_every: int = 500
     """steps between checkpoints"""
     keep: int = 2
@@ -128,7 +129,9 @@ def run(config: PretrainConfig) -> Path:
     )
     model = getattr(modeling_septet, model_class)(model_config)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable()
+        getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )()  # its name from 5.23 on
 
     # ---- where it starts
     environment = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -74,6 +75,19 @@ def test_each_sequence_comes_once_an_epoch_of_its_source(packed) -> None:
             assert sorted(part) == sorted(numbers)
     shares = {name.split("/")[0]: len(rows) / (3 * CYCLE) for name, rows in seen.items()}
     assert shares == {"en": 0.5, "fr": 0.25, "zh": 0.25}
+
+
+def test_a_mixture_leaves_out_what_it_does_not_name(packed) -> None:
+    data = PackedDataset(packed, "train", mixture={"zh": 1.0})
+    assert set(data.batch(np.arange(64)).lang) == {"zh"}
+
+
+def test_a_damaged_set_is_named(packed, tmp_path) -> None:
+    shutil.copytree(packed, tmp_path / "damaged")
+    arrow = next((tmp_path / "damaged" / "train").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(UserError, match="its train split cannot be read"):
+        PackedDataset(tmp_path / "damaged", "train")
 
 
 def test_any_sample_is_computed_alone(packed) -> None:

@@ -128,6 +128,8 @@ def test_the_7b_on_eight_gpus(tmp_path: Path, capsys) -> None:
         ({"machine": "0xH100"}, "machine '0xH100'"),
         ({"tokens": "many"}, "'many': is no number of tokens"),
         ({"micro_batch_size": 0}, "--micro-batch-size 0: must be above 0"),
+        ({"utilisation": 40.0}, "--utilisation 40: is a share"),
+        ({"output": Path("no/such/folder.json")}, "folder.json: cannot be written"),
         ({"machine": "RTX4090"}, "7b on RTX4090: needs at least .* GiB a device"),
     ],
 )

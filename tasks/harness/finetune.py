@@ -159,6 +159,7 @@ def run(config: FinetuneConfig) -> Path:
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
+        disable_tqdm=False,  # the quiet verbosity above would choose line-by-line printing
         seed=config.seed,
         max_grad_norm=1.0,
     )
