@@ -41,7 +41,9 @@ def _sha256(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, of a stage's manifest, or of every file below a directory that has none.
+    """SHA-256 of a file's bytes, or of the names and bytes of all files below a directory.
+
+    A directory that a stage wrote is known by the digests in its manifest, whenever and however long it was made.
 
     Raises:
         UserError: the path does not exist or cannot be read.
@@ -51,15 +53,18 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         if path.is_file():
             return sha256_of_file(path)
         if (path / FILE_NAME).is_file():
-            return sha256_of_file(path / FILE_NAME)
+            return _of_files({name: file["sha256"] for name, file in read_json(path / FILE_NAME)["files"].items()})
         if path.is_dir():
-            digest = hashlib.sha256()
-            for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                digest.update(f"{file.relative_to(path)}\0{sha256_of_file(file)}\n".encode())
-            return digest.hexdigest()
+            files = [p for p in path.rglob("*") if p.is_file()]
+            return _of_files({str(p.relative_to(path)): sha256_of_file(p) for p in files})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     raise UserError(f"{path}: no such file or directory; check the path, or run the stage that makes it")
+
+
+def _of_files(digests: Mapping[str, str]) -> str:
+    listed = "".join(f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 @cache

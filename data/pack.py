@@ -187,8 +187,10 @@ def _pack_split(config: PackConfig, tokenizer: Any, split: str, output: Path) ->
 
     datasets.disable_progress_bars()
     cache = output.with_name(f"{output.name}.cache")
+    # A fixed fingerprint: datasets would draw one at random, and the same input would not give the same bytes.
+    settings = {"cache_dir": str(cache), "split": split, "fingerprint": "septet"}
     try:
-        made = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(cache), split=split)
+        made = datasets.Dataset.from_generator(rows, features=features, **settings)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError | OSError):  # a damaged shard, a full disk
             raise error.__cause__ from None

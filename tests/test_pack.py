@@ -10,7 +10,7 @@ import pytest
 
 from septet.data.documents import read_rows
 from septet.data.errors import UserError
-from septet.data.manifest import read_manifest
+from septet.data.manifest import fingerprint, read_manifest
 from septet.data.pack import PackConfig, best_fit, run, token_byte_lengths
 from septet.data.packed import CYCLE, PackedDataset, permuted
 
@@ -106,6 +106,17 @@ def test_a_second_run_stops_and_other_options_are_refused(packed, capsys) -> Non
     assert read_manifest(packed, "pack") == before
     with pytest.raises(UserError, match=r"sequence_length = 64, now 32.*--overwrite"):
         run(PackConfig(root / "corpus", root / "tokenizer", packed, sequence_length=32))
+
+
+def test_the_same_input_gives_the_same_bytes(packed, tmp_path) -> None:
+    again = run(
+        PackConfig(packed.parent / "corpus", packed.parent / "tokenizer", tmp_path / "again", sequence_length=64)
+    )
+    assert fingerprint(again) == fingerprint(packed)
+    other = run(
+        PackConfig(packed.parent / "corpus", packed.parent / "tokenizer", tmp_path / "other", sequence_length=32)
+    )
+    assert fingerprint(other) != fingerprint(packed)
 
 
 def test_what_cannot_be_packed_is_refused(packed, tokenizer, tmp_path) -> None:
