@@ -84,7 +84,9 @@ def run(config: EvaluateConfig) -> Path:
         return config.output
     reading = Reading(config.columns, config.lang, config.source_lang, config.target_lang)
     examples = read_examples(task, config.data, split, reading, config.max_rows)
-    train = read_examples(task, config.data, "train", reading)
+    run_manifest = read_run(model_folder)
+    # The baselines learn from the rows that the model learned from.
+    train = read_examples(task, config.data, "train", reading, run_manifest.get("config", {}).get("max_rows"))
 
     import torch
     from transformers.utils import logging
@@ -120,7 +122,6 @@ def run(config: EvaluateConfig) -> Path:
         with open(out.path / "predictions.jsonl", "w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-        run_manifest = read_run(model_folder)
         generation = getattr(model, "generation_config", None) if task.head == "SeptetForCausalLM" else None
         names = ("num_beams", "max_new_tokens", "do_sample")
         place = inputs.get("test", config.data)
