@@ -17,6 +17,7 @@ class HubDouble(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, set[str]] = {}
         self.objects: dict[str, bytes] = {}
         self.commits: list[str] = []
         self.tokens_seen: set[str] = set()
@@ -79,9 +80,17 @@ class Handler(BaseHTTPRequestHandler):
             repo = f"{given.get('organization') or 'user'}/{given['name']}"
             known = repo in hub.repos
             hub.repos.setdefault(repo, {})
+            hub.branches.setdefault(repo, {"main"})
             self.answer({"url": f"{hub.url}/{repo}", "name": repo}, 409 if known else 200)
         elif path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
+        elif match := re.fullmatch(r"/api/models/(.+)/branch/(.+)", path):
+            hub.branches[match.group(1)].add(match.group(2))
+            self.answer({})
+        elif (match := re.fullmatch(r"/api/models/(.+)/(?:preupload|commit)/(.+)", path)) and (
+            match.group(2) not in hub.branches.get(match.group(1), ())
+        ):
+            self.answer({"error": "none"}, 404, X_Error_Code="RevisionNotFound")
         elif match := re.fullmatch(r"/api/models/(.+)/preupload/(.+)", path):
             files = [
                 {

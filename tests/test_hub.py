@@ -14,14 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from septet.data.documents import write_jsonl
 from septet.data.errors import UserError
 from septet.modeling.checkpoint import save_model
-from septet.modeling.modeling_septet import SeptetForPreTraining
+from septet.modeling.modeling_septet import SeptetForCausalLM, SeptetForPreTraining
 from septet.modeling.objectives import OBJECTIVES
 from septet.tasks.harness import finetune, predict
-from septet.tasks.hub import publish, verify
+from septet.tasks.harness.report import read_report
+from septet.tasks.hub import card, publish, verify
 
 TESTS = Path(__file__).resolve().parent
 TEXTS = [{"text": f"{'Goal' if n % 2 else 'Stew'} number {n}", "label": "sports" if n % 2 else "cooking", "lang": "en"} for n in range(30)]  # fmt: skip
@@ -52,7 +55,8 @@ def hub(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     publish.run(
         publish.PublishConfig(model=model, output=root / "tuned", reports=(root / "reports" / "classification",))
     )
-    return {"base": root / "base", "tuned": root / "tuned", "model": model}
+    report = root / "reports" / "classification"
+    return {"base": root / "base", "tuned": root / "tuned", "model": model, "report": report}
 
 
 def test_sound_folders_pass_every_check(hub: dict[str, Path]) -> None:
@@ -64,6 +68,53 @@ def test_sound_folders_pass_every_check(hub: dict[str, Path]) -> None:
         assert len(compared) == trained + 1  # and the decoder without a head
         assert sum(check["check"].startswith("AutoModel") for check in checks) == 8
     assert {p: p.stat().st_mtime_ns for p in hub["base"].rglob("*")} == before  # verify writes nothing
+    settings = json.loads((hub["base"] / "generation_config.json").read_text())
+    assert (settings["eos_token_id"], settings["pad_token_id"], settings["do_sample"]) == (2, 0, False)
+
+
+def test_half_precision_and_a_short_context_can_be_published(config, tokenizer, tmp_path: Path) -> None:
+    fields = {**config.to_dict(), "trained_heads": OBJECTIVES["causal"][1], "max_position_embeddings": 16}
+    model = SeptetForCausalLM(type(config)(**fields)).to(torch.bfloat16)
+    save_model(model, tokenizer, tmp_path / "final")
+    folder = publish.run(publish.PublishConfig(model=tmp_path / "final", output=tmp_path / "hub"))
+    weights = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_the_card_says_what_is_known_and_nothing_else(base: Path, tmp_path: Path) -> None:
+    packed, folder = tmp_path / "packed", tmp_path / "run" / "final"
+    shutil.copytree(base, folder)
+    shutil.copytree(base, tmp_path / "run" / "step_7")
+    packed.mkdir()
+    (packed / "manifest.json").write_text(json.dumps({"counts": {"train": {"en/septet-sample/story": {}}}}))
+    counts = {
+        "steps": 1234,
+        "tokens": 567_890,
+        "num_parameters": 4321,
+        "validation": {"en": {"bits_per_byte": 1.875}},
+        "training_seconds": 90.0,
+        "environment": {"num_processes": 1, "num_threads": 2, "device": "cpu"},
+    }
+    settings = {"objective": "joint", "tokens_per_step": 512, "optimizer": "muon", "learning_rate": 0.003}
+    settings |= {"schedule": "wsd", "seed": 0, "data": str(packed)}
+    inputs = {"data": {"path": str(packed)}}
+    manifest = {"stage": "pretrain", "config": settings, "inputs": inputs, "counts": counts}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({**manifest, "files": {"final/config.json": {}}}))
+
+    def card_of(model: Path, name: str = "name") -> str:
+        card.write_card(tmp_path, model, [], name, "apache-2.0", None)
+        return (tmp_path / "README.md").read_text()
+
+    finished = card_of(folder, "a<script>\n|b")
+    assert "567,890 tokens in 1,234 steps" in finished
+    assert "| bits per byte | 1.875 |" in finished
+    assert "are synthetic" in finished  # the sample lies two stages back
+    assert "# a&lt;script&gt; |b\n" in finished
+    halfway = card_of(tmp_path / "run" / "step_7")
+    assert "567,890" not in halfway  # those are the tokens of the end of the run
+    assert "Nothing was measured" in halfway
+    (packed / "manifest.json").write_text(json.dumps({"counts": {"train": {"en/my_sample": {}}}}))
+    assert "synthetic" not in card_of(folder)
 
 
 def edit_json(path: Path, **changes) -> None:
@@ -101,6 +152,7 @@ STRUCTURAL = {
     "truncated weights": (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-9]), "model.safetensors has changed"),
     "edited card number": (lambda d: (d / "README.md").write_text(re.sub(r"value: (\d)", r"value: 9\1", (d / "README.md").read_text(), count=1)), "the card states"),
     "edited report": (lambda d: edit_text(d / "evidence" / "classification" / "report.json", '"task"', '"tusk"'), "report.json has changed"),
+    "a file nobody published": (lambda d: (d / "adapter_config.json").write_text("{}"), "adapter_config.json was not published"),
     "card without metadata": (lambda d: (d / "README.md").write_text("# hello"), "no metadata"),
 }  # fmt: skip
 
@@ -142,7 +194,7 @@ RUNNING = {
     "pad equal to eos": (lambda d: edit_json(d / "tokenizer_config.json", pad_token="<|eos|>"), "pad equals eos"),
     "no do_sample": (lambda d: edit_json(d / "generation_config.json", do_sample=None), "do_sample"),
     "untied head": (lambda d: edit_json(d / "config.json", tie_word_embeddings=False), "lacks ['lm_head.weight']"),
-    "other ids": (lambda d: edit_json(d / "config.json", eos_token_id=7), "eos is 2 for the tokenizer, 7 for the model"),
+    "no eos to stop at": (lambda d: edit_json(d / "generation_config.json", eos_token_id=None), "has eos_token_id None, the model 2"),
 }  # fmt: skip
 
 
@@ -157,10 +209,43 @@ def test_defects_that_show_when_it_runs(defect: str, hub, tmp_path: Path) -> Non
     assert any(message in detail for detail in failed), failed
 
 
+def test_a_tokenizer_of_another_model_is_found(hub, stranger, config, tokenizer) -> None:
+    conformance = json.loads((hub["base"] / "evidence" / "conformance.json").read_text())
+    stranger.tokenizer_fits(tokenizer, config, conformance)
+    swapped = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = swapped["model"]["vocab"]
+    vocabulary["e"], vocabulary["t"] = vocabulary["t"], vocabulary["e"]
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(swapped)), **tokenizer.special_tokens_map
+    )
+    with pytest.raises(ValueError, match="is encoded otherwise"):
+        stranger.tokenizer_fits(other, config, conformance)
+    wrong_ids = type(config)(**{**config.to_dict(), "eos_token_id": 7})
+    with pytest.raises(ValueError, match="eos is 2 for the tokenizer, 7 for the model"):
+        stranger.tokenizer_fits(tokenizer, wrong_ids, conformance)
+
+
+def test_two_reports_on_one_task_are_told_apart(hub, stranger, tmp_path: Path) -> None:
+    shutil.copytree(hub["tuned"] / "evidence", tmp_path / "evidence")
+    first = read_report(tmp_path / "evidence" / "classification")
+    second = json.loads(json.dumps(first))
+    second["data"]["test"]["path"] = "other/test.jsonl.gz"
+    second["scores"]["accuracy"]["value"] = 12.34
+    (tmp_path / "evidence" / "other").mkdir()
+    (tmp_path / "evidence" / "other" / "report.json").write_text(json.dumps(second))
+    config = json.loads((hub["tuned"] / "config.json").read_text())
+    metadata = str(card.card_data(config, [first, second], "name", "apache-2.0", None))
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
+    assert stranger.card_says_what_the_reports_say(tmp_path) == f"{2 * len(first['scores'])} numbers"
+    edit_text(tmp_path / "README.md", "12.34", "92.34")
+    with pytest.raises(ValueError, match="the card states accuracy 92.34"):
+        stranger.card_says_what_the_reports_say(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["base", "tuned"])
 def test_the_card_is_executed(name: str, hub: dict[str, Path]) -> None:
-    card = (hub[name] / "README.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    text = (hub[name] / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == {"base": 3, "tuned": 1}[name]
     values = f"MODEL, TEXT = {str(hub[name])!r}, 'The cat sleeps.'\n"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -197,6 +282,13 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
         assert dry.returncode == 0, dry.stderr
         assert "dry run; would upload" in dry.stdout
         assert server.repos == {}
+        weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+        edit_tensor(tmp_path / "out" / "model.safetensors")
+        changed = run([*base, "--repo-id", "org/name", "--no-dry-run"])
+        assert changed.returncode == 2
+        assert "model.safetensors has changed" in changed.stderr
+        assert server.repos == {}
+        (tmp_path / "out" / "model.safetensors").write_bytes(weights)
         sent = run([*base, "--repo-id", "org/name", "--no-dry-run"])
         assert sent.returncode == 0, sent.stderr
         assert server.commits == ["org/name"]
@@ -217,11 +309,25 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
 
         local = SeptetForSequenceClassification.from_pretrained(hub["model"]).eval()(torch.arange(16, 30)[None]).logits
         torch.testing.assert_close(torch.tensor(json.loads(loaded.stdout)), local.detach(), rtol=0, atol=1e-5)
+        upload = (  # the last step alone: what stands before it was seen above
+            "import sys; from pathlib import Path; from septet.data.errors import report_errors\n"
+            "from septet.tasks.hub.publish import PublishConfig, _upload\n"
+            "name, revision, output = sys.argv[1:]\n"
+            "config = PublishConfig(output=Path(output), repo_id=name, revision=revision or None, dry_run=False)\n"
+            "report_errors(lambda: _upload(config))"
+        )
+        branch = run([sys.executable, "-c", upload, "bare", "dev", str(tmp_path / "out")])
+        assert branch.returncode == 0, branch.stderr
+        assert server.branches["user/bare"] == {"main", "dev"}  # the owner is the token's
         server.refuse = 403
-        refused = run([*base, "--repo-id", "org/name", "--no-dry-run"])
+        refused = run([sys.executable, "-c", upload, "org/name", "", str(tmp_path / "out")])
         assert refused.returncode == 2
         assert "org/name: the upload failed" in refused.stderr
-        for done in (dry, sent, refused):
+        environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens there
+        unreachable = run([sys.executable, "-c", upload, "org/name", "", str(tmp_path / "out")])
+        assert unreachable.returncode == 2
+        assert "org/name: the upload failed" in unreachable.stderr
+        for done in (dry, changed, sent, branch, refused, unreachable):
             assert "hf_secret" not in done.stdout + done.stderr
         assert "Bearer hf_secret" in server.tokens_seen
 
@@ -239,3 +345,22 @@ def test_what_cannot_be_published_is_refused(fields: dict, message: str, hub: di
     with pytest.raises(UserError, match=message):
         publish.run(publish.PublishConfig(**settings))
     assert not (tmp_path / "out").exists()
+
+
+def test_reports_and_links_that_do_not_belong_are_refused(hub: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    def refused(message: str, **fields) -> None:
+        with pytest.raises(UserError, match=message):
+            publish.run(publish.PublishConfig(**{"model": hub["model"], "output": tmp_path / "out", **fields}))
+        assert not (tmp_path / "out").exists()
+
+    refused("is on another model", model=base, reports=(hub["report"],))
+    copy = tmp_path / "copy" / "classification"
+    shutil.copytree(hub["report"], copy)
+    refused("a second report called 'classification'", reports=(hub["report"], copy))
+    (copy / "report.md").unlink()
+    refused("report.md: is missing", reports=(copy,))
+    (copy / "report.md").symlink_to("/etc/hostname")
+    refused("report.md: is a link out of", reports=(copy,))
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").symlink_to("/etc/hostname")
+    refused("chat_template.jinja: is a link out of", model=tmp_path / "model")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from septet.data.manifest import read_json
+from septet.data.manifest import FILE_NAME, read_json
 
 PIPELINES = {
     "SeptetForCausalLM": "text-generation",
@@ -17,7 +17,6 @@ PIPELINES = {
     "SeptetForTokenClassification": "token-classification",
     "SeptetForQuestionAnswering": "question-answering",
 }
-TASK_TYPES = {"qa": "question-answering", "classification": "text-classification", "ner": "token-classification"}
 
 
 def project_file(name: str) -> Path:
@@ -32,22 +31,22 @@ def card_data(
     """The card's metadata, with one result in `model-index` for each metric of each report."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    results = []
-    for report in reports:
-        dataset = "septet-sample" if report["synthetic"] else Path(report["data"]["test"]["path"]).parent.name
-        for metric, score in report["scores"].items():
-            results.append(
-                EvalResult(
-                    task_type=TASK_TYPES.get(report["task"], report["task"]),
-                    task_name=report["title"],
-                    dataset_type=dataset,
-                    dataset_name=f"{dataset} (synthetic)" if report["synthetic"] else dataset,
-                    dataset_split=Path(report["data"]["test"]["path"]).name.split(".")[0],
-                    metric_type=metric,
-                    metric_name=metric,
-                    metric_value=round(score["value"], 2),
-                )
-            )
+    from septet.tasks.hub.stranger import card_results
+
+    results = [
+        EvalResult(
+            task_type=task,
+            task_name=report["title"],
+            dataset_type=dataset,
+            dataset_name=f"{dataset} (synthetic)" if report["synthetic"] else dataset,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for report in reports
+        for task, dataset, split, metric, value in card_results(report)
+    ]
     languages = sorted({lang for report in reports for lang in report["languages"]}) or ["en", "fr", "zh"]
     return ModelCardData(
         language=languages,
@@ -61,19 +60,40 @@ def card_data(
     )
 
 
+def run_of(model: Path) -> dict[str, Any]:
+    """The manifest of the run that ended with `model`; {} for a folder that it does not list, such as a `step_<n>`,
+    whose tokens and scores are not those of the end."""
+    from septet.tasks.harness.finetune import read_run
+
+    run = read_run(model)
+    return run if any(name.startswith(f"{Path(model).name}/") for name in run.get("files", {})) else {}
+
+
+def is_from_sample(run: Mapping[str, Any], pretraining: Mapping[str, Any]) -> bool:
+    """Whether the embedded sample was among the data of either run, as far as they are still there to be asked."""
+    from septet.tasks.harness.predict import is_synthetic
+
+    if run.get("stage") == "finetune" and is_synthetic(Path(run["config"]["data"])):
+        return True
+    packed = Path(pretraining["inputs"]["data"]["path"]) / FILE_NAME if pretraining else None
+    sources = read_json(packed)["counts"]["train"] if packed and packed.is_file() else {}
+    return any("/septet-sample/" in source for source in sources)
+
+
 def write_card(
     folder: Path, model: Path, reports: Sequence[Mapping[str, Any]], name: str, license_id: str, base_model: str | None
 ) -> None:
     """Writes `README.md` into a Hub folder from `model_card.md`, the run's manifest and the reports."""
     from huggingface_hub import ModelCard
 
-    from septet.tasks.harness.finetune import read_run
     from septet.tasks.harness.report import summary_table
 
     config = read_json(model / "config.json")
-    run = read_run(model)
-    synthetic = any(report["synthetic"] for report in reports) or "sample" in str(run.get("inputs", {}))
-    pretraining = read_run(Path(run["inputs"]["base"]["path"])) if run.get("stage") == "finetune" else run
+    name = " ".join(name.split())
+    run = run_of(model)
+    pretraining = run_of(Path(run["inputs"]["base"]["path"])) if run.get("stage") == "finetune" else run
+    pretraining = pretraining if pretraining.get("stage") == "pretrain" else {}
+    synthetic = any(report["synthetic"] for report in reports) or is_from_sample(run, pretraining)
     card = ModelCard.from_template(
         card_data(config, reports, name, license_id, base_model),
         template_path=str(project_file("model_card.md")),
@@ -81,7 +101,7 @@ def write_card(
         config=config,
         heads=config["trained_heads"],
         run=run,
-        pretraining=pretraining if pretraining.get("stage") == "pretrain" else {},
+        pretraining=pretraining,
         reports=reports,
         summary=summary_table(reports) if reports else "",
         synthetic=synthetic,

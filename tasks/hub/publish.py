@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import FILE_NAME, finished, read_json, write_json, writing
+from septet.data.manifest import FILE_NAME, fingerprint, finished, read_json, write_json, writing
 
 GOLDEN_TEXTS = (
     "The morning train to Lyon leaves at half past seven.",
@@ -61,19 +61,20 @@ def run(config: PublishConfig) -> Path:
             refuses or does not answer. Nothing is uploaded unless every check has passed.
     """
     from septet.modeling.checkpoint import require_model_folder
-    from septet.tasks.harness.report import read_report
     from septet.tasks.hub.verify import check_folder
 
     _check_upload(config)
     model = require_model_folder(config.model)
-    inputs = {"model": model, **{f"report {place.name}": place for place in config.reports}}
+    places = _report_folders(config.reports, model)
+    inputs = {"model": model, **{f"report {name}": place for name, place in places.items()}}
     if not finished(config.output, "publish", _identity(config), inputs, config.overwrite):
-        reports = [read_report(place) for place in config.reports]
         with writing(config.output, "publish", _identity(config), inputs) as out:
-            _build(config, model, out.path)
+            _build(config, model, places, out.path)
             checks = _passed(check_folder(out.path), config.output)
-            out.counts.update(checks=len(checks), reports=len(reports))
+            out.counts.update(checks=len(checks), reports=len(places))
         print(f"publish: {config.output} is built and passes all {out.counts['checks']} checks", flush=True)
+    elif config.repo_id:  # it was built some time ago: what goes up is what passes now
+        _passed(check_folder(config.output), config.output)
     if config.repo_id:
         _upload(config)
     return config.output
@@ -89,12 +90,44 @@ def _passed(checks: list[dict[str, Any]], place: Path) -> list[dict[str, Any]]:
     if failed:
         raise UserError(
             f"{place}: cannot be published, {len(failed)} of {len(checks)} checks failed ({failed[0]['check']}: "
-            f"{failed[0]['detail']}); mend the model folder and publish again"
+            f"{failed[0]['detail']}); mend the model folder and publish again with --overwrite"
         )
     return checks
 
 
-def _build(config: PublishConfig, model: Path, folder: Path) -> None:
+def _report_folders(reports: tuple[Path, ...], model: Path) -> dict[str, Path]:
+    """The reports by the names they get in `evidence/`.
+
+    Raises:
+        UserError: two of one name, or a report on another model: the card would state its numbers for this one.
+    """
+    from septet.tasks.harness.report import read_report
+
+    places: dict[str, Path] = {}
+    for place in reports:
+        name = Path(place).resolve().name
+        if name in places:
+            raise UserError(f"--reports {place}: a second report called {name!r}; rename one of the two folders")
+        places[name] = Path(place)
+        was, digest = read_report(place)["model"].get("fingerprint"), fingerprint(model)
+        if was != digest:
+            raise UserError(
+                f"--reports {place}: is on another model (fingerprint {str(was)[:12]}, {model} has {digest[:12]}); "
+                "evaluate the folder that is to be published"
+            )
+    return places
+
+
+def _copy(file: Path, root: Path, target: Path) -> None:
+    """Copies a file of `root`; a link that leads out of it could publish anything on this machine."""
+    if not file.is_file():
+        raise UserError(f"{file}: is missing; run the stage that makes {root} again")
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{file}: is a link out of {root}; put the file itself there (cp -rL makes such a copy)")
+    shutil.copyfile(file, target)
+
+
+def _build(config: PublishConfig, model: Path, places: dict[str, Path], folder: Path) -> None:
     from septet.data.pack import load_tokenizer
     from septet.tasks.harness.finetune import check_tokenizer
     from septet.tasks.harness.report import read_report
@@ -103,21 +136,31 @@ def _build(config: PublishConfig, model: Path, folder: Path) -> None:
     for pattern in COPIED:
         for file in sorted(model.glob(pattern)):
             if file.name not in (FILE_NAME, "optimizer.safetensors"):
-                shutil.copy2(file, folder / file.name)
-    shutil.copy2(project_file("LICENSE"), folder / "LICENSE")
+                _copy(file, model, folder / file.name)
+    shutil.copyfile(project_file("LICENSE"), folder / "LICENSE")
     tokenizer = load_tokenizer(folder)
     reports = []
-    for place in config.reports:
-        target = folder / "evidence" / place.name
+    for name, place in places.items():
+        target = folder / "evidence" / name
         target.mkdir(parents=True)
-        for name in ("report.json", "report.md", "predictions.jsonl"):
-            shutil.copy2(place / name, target / name)
+        for part in ("report.json", "report.md", "predictions.jsonl"):
+            _copy(place / part, place, target / part)
         reports.append(read_report(place))
     loaded = read_json(folder / "config.json")
     if not loaded.get("trained_heads"):
         raise UserError(f"{model}: its config.json declares no trained_heads; publish a folder that Septet saved")
+    if "SeptetForCausalLM" in loaded["trained_heads"]:
+        _complete_generation_settings(folder / "generation_config.json", loaded)
     write_card(folder, model, reports, config.name or config.output.name, config.license, config.base_model)
     _write_evidence(folder, tokenizer, loaded["trained_heads"], check_tokenizer)
+
+
+def _complete_generation_settings(path: Path, config: dict[str, Any]) -> None:
+    """Where the file exists, transformers asks the model's configuration for nothing more: without eos in it no answer
+    ends, and without do_sample the pipeline samples."""
+    ids = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    settings = read_json(path) if path.is_file() else {}
+    write_json(path, {**ids, "do_sample": False, **settings})
 
 
 def _write_evidence(folder: Path, tokenizer: Any, trained_heads: list[str], check_tokenizer: Any) -> None:
@@ -151,12 +194,9 @@ def _write_evidence(folder: Path, tokenizer: Any, trained_heads: list[str], chec
         for key in stranger.HEADS[name][1]:
             golden[f"{name}.{key}"] = outputs[key].float().contiguous()
         if name == "SeptetForCausalLM":
-            settings_path = folder / "generation_config.json"
-            settings = read_json(settings_path) if settings_path.is_file() else {}
-            if "do_sample" not in settings:  # the pipeline's own default samples
-                write_json(settings_path, {**settings, "do_sample": False})
-            ids = batch["input_ids"][:1, : int(batch["attention_mask"][0].sum())]
-            room = min(16, model.config.max_position_embeddings - ids.shape[1])
+            context = model.config.max_position_embeddings
+            ids = batch["input_ids"][:1, : min(int(batch["attention_mask"][0].sum()), context // 2)]
+            room = min(16, context - ids.shape[1])
             out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=room)
             conformance["generation"] = {
                 "input_ids": ids[0].tolist(),
@@ -206,19 +246,20 @@ def _upload(config: PublishConfig) -> None:
             print(f"  {file.relative_to(config.output)}")
         return
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
-        api.create_repo(config.repo_id, private=config.private, exist_ok=True)
+        repo_id = api.create_repo(config.repo_id, private=config.private, exist_ok=True).repo_id
+        if config.revision and not config.revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=config.revision, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=config.repo_id,
+            repo_id=repo_id,
             folder_path=config.output,
             revision=config.revision,
             ignore_patterns=[FILE_NAME],
             commit_message=f"Publish {config.output.name} with Septet",
         )
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the client's: its own, the system's, and those of whichever HTTP library it uses
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{config.repo_id}: the upload failed ({reason}); check the name, the network and your login "

@@ -10,11 +10,15 @@ import importlib.abc
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 LOGITS_TOLERANCE = 1e-5
 ALLOWED_IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "math", "typing"}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".joblib")
+# Written after the list of files, here or by the Hub; and `.cache/` is huggingface_hub's, where a repository is downloaded.
+NOT_LISTED = ("evidence/conformance.json", "manifest.json", ".gitattributes")
+TASK_TYPES = {"qa": "question-answering", "classification": "text-classification", "ner": "token-classification"}
 # What each head adds to the decoder, and which of its outputs are compared.
 HEADS = {
     "SeptetModel": ((), ("last_hidden_state",)),
@@ -55,7 +59,11 @@ def require(condition, reason):
 
 
 def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:  # in blocks: a shard may hold tens of gigabytes
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def tensor_digest(tensor):
@@ -105,7 +113,22 @@ def digests_are_as_published(folder, conformance):
     for name, digest in conformance["files"].items():
         require((folder / name).is_file(), f"{name} is missing")
         require(sha256(folder / name) == digest, f"{name} has changed since it was published (sha256 differs)")
+    known = {*conformance["files"], *NOT_LISTED}
+    for path in folder.rglob("*"):  # an adapter or a second tokenizer would change what is loaded
+        name = path.relative_to(folder).as_posix()
+        require(
+            not path.is_file() or name in known or name.startswith(".cache/"), f"{name} was not published with the rest"
+        )
     return f"{len(conformance['files'])} files"
+
+
+def card_results(report):
+    """(task type, dataset, split, metric, value) of each score of a report, as the card's `model-index` states it."""
+    place = Path(report["data"]["test"]["path"])
+    dataset = "septet-sample" if report.get("synthetic") else place.parent.name
+    task = TASK_TYPES.get(report["task"], report["task"])
+    split = place.name.split(".")[0]
+    return [(task, dataset, split, name, round(score["value"], 2)) for name, score in report["scores"].items()]
 
 
 def card_says_what_the_reports_say(folder):
@@ -117,19 +140,21 @@ def card_says_what_the_reports_say(folder):
     data = yaml.safe_load(match.group(1))
     require(data.get("library_name") == "transformers", f"library_name is {data.get('library_name')!r}")
     results = [result for entry in data.get("model-index") or [] for result in entry["results"]]
-    stated = {(r["task"]["type"], m["type"]): m["value"] for r in results for m in r["metrics"]}
-    proved = {}
-    for path in (folder / "evidence").glob("*/report.json"):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for name, score in found["scores"].items():
-            proved[(found["task"], name)] = round(score["value"], 2)
-    aliases = {"question-answering": "qa", "text-classification": "classification", "token-classification": "ner"}
-    stated = {(aliases.get(task, task), metric): value for (task, metric), value in stated.items()}
-    for key, value in stated.items():
-        require(key in proved, f"the card states {key[1]} for {key[0]}, but no report in evidence/ does")
-        require(abs(proved[key] - value) < 5e-3, f"the card states {key[1]} {value}, the report has {proved[key]}")
-    require(len(stated) == len(proved), f"the card states {len(stated)} numbers, the reports have {len(proved)}")
-    return f"{len(stated)} numbers"
+    stated = Counter(
+        (r["task"]["type"], r["dataset"]["type"], r["dataset"].get("split"), m["type"], m["value"])
+        for r in results
+        for m in r["metrics"]
+    )
+    proved = Counter(
+        result
+        for path in (folder / "evidence").glob("*/report.json")
+        for result in card_results(json.loads(path.read_text(encoding="utf-8")))
+    )
+    for task, dataset, _, metric, value in stated - proved:
+        raise ValueError(f"the card states {metric} {value} for {task} on {dataset}, but no report in evidence/ does")
+    for task, dataset, _, metric, value in proved - stated:
+        raise ValueError(f"a report has {metric} {value} for {task} on {dataset}, but the card does not state it")
+    return f"{stated.total()} numbers"
 
 
 # ---- what shows when it runs
@@ -157,7 +182,6 @@ def head_loads(auto_class, name, folder, config, conformance, golden):
 
     auto = getattr(transformers, auto_class)
     model, info = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-    model.eval()
     require(type(model).__name__ == name, f"is a {type(model).__name__}, should be a {name}")
     missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
     require(not mismatched, f"tensors of another shape: {mismatched[:3]}")
@@ -184,14 +208,16 @@ def head_loads(auto_class, name, folder, config, conformance, golden):
         require(same, "lm_head should be tied to the embeddings and is not")
     if f"{name}.input_ids" not in golden:
         return f"{len(missing)} new tensors"
+    # Loaded twice the same; the second in float32, the type of the golden outputs, which holds bfloat16's values exactly.
+    model = auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    again = model.state_dict()
+    require(all(torch.equal(again[key], state[key].float()) for key in state), "two loads have different weights")
     with torch.no_grad():
         result = model(input_ids=golden[f"{name}.input_ids"], attention_mask=golden[f"{name}.attention_mask"])
     worst = 0.0
     for key in outputs:
         worst = max(worst, float((result[key].float() - golden[f"{name}.{key}"]).abs().max()))
     require(worst <= LOGITS_TOLERANCE, f"its outputs differ from what training saw by {worst:.2g}")
-    again = auto.from_pretrained(folder, trust_remote_code=True).state_dict()
-    require(all(torch.equal(again[key], state[key]) for key in state), "two loads have different weights")
     return f"outputs within {worst:.1g}"
 
 
@@ -199,9 +225,14 @@ def generates(folder, conformance):
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, dtype=torch.float32
+    ).eval()
     settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     require("do_sample" in settings, "generation_config.json must say do_sample: without it the pipeline samples")
+    for name in ("eos_token_id", "pad_token_id"):
+        ours, models = settings.get(name), getattr(model.config, name)
+        require(ours == models, f"generation_config.json has {name} {ours}, the model {models}; no answer would end")
     generation = conformance["generation"]
     ids = torch.tensor([generation["input_ids"]])
     out = model.generate(
