@@ -125,22 +125,25 @@ def run(config: EvaluateConfig) -> Path:
         generation = getattr(model, "generation_config", None) if task.head == "SeptetForCausalLM" else None
         names = ("num_beams", "max_new_tokens", "do_sample")
         place = inputs.get("test", config.data)
+        trained_on = dict(run_manifest.get("inputs", {}).get("train", {}))
+        if "path" in trained_on:
+            trained_on["path"] = shown_path(trained_on["path"])
         report = {
             "schema_version": SCHEMA_VERSION,
             "task": task.name,
             "title": config.title or task.title,
             "synthetic": is_synthetic(Path(config.data)) if is_local else False,
             "model": {
-                "path": str(config.model),
+                "path": shown_path(config.model),
                 "num_parameters": model.num_parameters(),
                 "architecture": task.head,
                 "fingerprint": fingerprint(model_folder),
                 "adapter": run_manifest.get("config", {}).get("method") == "lora",
             },
             "data": {
-                "train": {**run_manifest.get("inputs", {}).get("train", {}), "rows": len(train)},
+                "train": {**trained_on, "rows": len(train)},
                 "test": {
-                    "path": str(place),
+                    "path": shown_path(place),
                     "sha256": fingerprint(Path(place)) if is_local else "",
                     "rows": len(rows),
                     "truncated": sum(row["truncated"] for row in rows),
@@ -237,6 +240,11 @@ def showcase(task: Any, model: Any, tokenizer: Any, config: EvaluateConfig) -> l
     [prediction] = task.predict(model, tokenizer, [example], 1)
     text = "\n".join(str(given[key]) for key in ("question", "context", "text") if key in given)
     return [{"title": task.title, "input": text, "prediction": task.shown(prediction, example)}]
+
+
+def shown_path(path: str | Path) -> str:
+    """A path for a report that others will read: as it was given, but of an absolute one the last two parts alone."""
+    return str(path) if not Path(path).is_absolute() else "/".join(Path(path).parts[-2:])
 
 
 def is_synthetic(data: Path) -> bool:
