@@ -169,7 +169,9 @@ def test_other_data_and_no_run_are_refused(copy: Path, packed: Path, tmp_path: P
         run(CertifyConfig(copy, data=other))
     read_again = read_json(run(CertifyConfig(copy, data=packed)))
     assert read_again["steps"]["done"] == STEPS
-    (other / "manifest.json").write_text((other / "manifest.json").read_text() + " ")
+    manifest = read_json(other / "manifest.json")
+    manifest["files"]["train/state.json"]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is not the data of this run"):
         run(CertifyConfig(copy, data=other))
     with pytest.raises(UserError, match="is not a pre-training run"):
