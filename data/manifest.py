@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -214,11 +214,21 @@ def writing(output: Path, stage: str, config: Any, inputs: Mapping[str, Any]) ->
 
 
 def write_manifest(
-    directory: Path, stage: str, config: Any, inputs: Mapping[str, Any], counts: Mapping[str, Any], seconds: float
+    directory: Path,
+    stage: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    seconds: float,
+    listed: Iterable[Path] | None = None,
 ) -> None:
-    """Writes `manifest.json` into a directory whose other files are complete and synced to disk first."""
+    """Writes `manifest.json` into a directory whose other files are complete and synced to disk first.
+
+    Args:
+        listed: the files to list, where others below `directory` have manifests of their own; default: all of them.
+    """
     files = {}
-    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+    for file in sorted(p for p in (directory.rglob("*") if listed is None else listed) if p.is_file()):
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())
         files[str(file.relative_to(directory))] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}

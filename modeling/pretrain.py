@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -197,7 +198,7 @@ def run(config: PretrainConfig) -> Path:
         for position, (m, inputs) in enumerate(mine):
             torch.manual_seed(hash((config.seed, step, m)))  # dropout; a tuple of ints hashes alike in every process
             is_last = position == len(mine) - 1
-            with _nothing() if is_last else accelerator.no_sync(losses):
+            with nullcontext() if is_last else accelerator.no_sync(losses):
                 parts = losses(inputs.to(accelerator.device))
                 # Summed losses, divided once by the targets of the whole step; DDP averages over processes, hence the factor.
                 loss = sum(parts[kind] / max(targets[kind], 1) for kind in kinds) * num_processes
@@ -280,12 +281,6 @@ def run(config: PretrainConfig) -> Path:
         accelerator.end_training()
     accelerator.wait_for_everyone()
     return output
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def plan_steps(config: PretrainConfig, sequence_length: int, num_processes: int) -> tuple[int, int]:
@@ -382,19 +377,9 @@ def start_run(config: PretrainConfig, environment: dict[str, Any], is_main: bool
 
 def finish_run(output: Path, config: PretrainConfig, counts: dict[str, Any]) -> None:
     """The run's own manifest, last: it lists `final/` and the curves, not the checkpoints (they have their own)."""
-    aside = output / ".finish.tmp"
-    aside.mkdir(exist_ok=True)
-    names = [p for p in [*(output / "final").rglob("*"), output / METRICS_FILE, output / RUN_FILE] if p.is_file()]
-    for path in names:
-        link = aside / path.relative_to(output)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-    write_manifest(aside, "pretrain", config, {"data": {"path": config.data, "sha256": fingerprint(config.data)}}, counts, counts["training_seconds"])  # fmt: skip
-    os.replace(aside / FILE_NAME, output / FILE_NAME)
-    import shutil
-
-    shutil.rmtree(aside)
+    listed = [*(output / "final").rglob("*"), output / METRICS_FILE, output / RUN_FILE]
+    inputs = {"data": {"path": config.data, "sha256": fingerprint(config.data)}}
+    write_manifest(output, "pretrain", config, inputs, counts, counts["training_seconds"], listed)
 
 
 def validate(

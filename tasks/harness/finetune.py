@@ -8,7 +8,6 @@ A run that was stopped goes on from its last epoch with --resume.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -359,18 +358,14 @@ def _start(config: FinetuneConfig, inputs: dict[str, Any]) -> None:
 
 
 def _finish(output: Path, config: FinetuneConfig, inputs: dict[str, Any], counts: dict[str, Any]) -> None:
-    aside = output / ".finish"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(output / "final", aside / "final", copy_function=lambda a, b: Path(b).hardlink_to(a))
-    write_manifest(aside, "finetune", config, inputs, counts, counts["training_seconds"])
-    (aside / FILE_NAME).replace(output / FILE_NAME)
-    shutil.rmtree(aside)
+    listed = (output / "final").rglob("*")
+    write_manifest(output, "finetune", config, inputs, counts, counts["training_seconds"], listed)
 
 
 def read_run(model: Path) -> dict[str, Any]:
     """The manifest of the run whose `final/` (or `adapter/`) `model` is; {} if it stands alone."""
     path = Path(model).parent / FILE_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 if __name__ == "__main__":
