@@ -18,7 +18,11 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -31,17 +35,20 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_septet import SeptetConfig
 
 IGNORE_INDEX = -100
+logger = logging.get_logger(__name__)
 
 
 class SeptetRMSNorm(nn.Module):
-    """Root-mean-square normalisation (Zhang & Sennrich 2019), computed in float32 by torch's fused kernel."""
+    """Root-mean-square normalisation (Zhang & Sennrich 2019) by torch's own function, which computes in float32 and, for
+    bfloat16, rounds once, after the weight (Qwen3's rounds before and after)."""
 
     def __init__(self, hidden_size: int, eps: float = 1e-6):
         super().__init__()
@@ -49,8 +56,8 @@ class SeptetRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        normed = functional.rms_norm(hidden_states.float(), (hidden_states.shape[-1],), eps=self.eps)
-        return self.weight * normed.to(hidden_states.dtype)
+        # Under autocast the weight may be wider than the states; cast, so that the fused kernel takes both.
+        return functional.rms_norm(hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.eps)
 
 
 class SeptetRotaryEmbedding(nn.Module):
@@ -78,22 +85,21 @@ class SeptetRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of each position's angles, both (B, T, 1, D); sin with the sign that `apply_rotary_pos_emb` needs."""
         inv_freq = self.inv_freq.to(device=hidden_states.device, dtype=torch.float)
-        angles = position_ids[..., None].float() * inv_freq  # (B, T, D/2)
-        angles = torch.cat((angles, angles), dim=-1)  # (B, T, D)
+        angles = position_ids[..., None, None].float() * inv_freq  # (B, T, 1, D/2)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """(x1, x2) -> (-x2, x1) over the two halves of the last dimension."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((-x2, x1), dim=-1)
-
-
 def apply_rotary_pos_emb(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates queries or keys (B, N, T, D) by their positions' angles, cos and sin (B, 1, T, D)."""
-    return states * cos + rotate_half(states) * sin
+    """Rotates queries or keys (B, T, N, D) by their positions' angles.
+
+    (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) over the two halves of the last dimension, as Llama's `rotate_half`
+    does; the halves are swapped by one roll, since `sin` carries the sign.
+    """
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, dims=-1), sin)
 
 
 def eager_attention_forward(
@@ -127,7 +133,8 @@ class SeptetAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = config.head_dim**-0.5
-        self.is_causal = config.attention_mode != "bidirectional"
+        self.is_causal = True  # set by `SeptetModel`, and overridden by a call's own direction
+        self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
@@ -142,16 +149,17 @@ class SeptetAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None = None,
+        is_causal: bool | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        is_causal = self.is_causal if is_causal is None else is_causal
         batch_and_length = hidden_states.shape[:-1]
         heads = (*batch_and_length, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, N, T, D)
-        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, K, T, D)
+        query = self.q_norm(self.q_proj(hidden_states).view(heads))  # (B, T, N, D)
+        key = self.k_norm(self.k_proj(hidden_states).view(heads))  # (B, T, K, D)
+        query = apply_rotary_pos_emb(query, *position_embeddings).transpose(1, 2)  # (B, N, T, D)
+        key = apply_rotary_pos_emb(key, *position_embeddings).transpose(1, 2)  # (B, K, T, D)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, K, T, D)
-
-        cos, sin = position_embeddings
-        query, key = apply_rotary_pos_emb(query, cos, sin), apply_rotary_pos_emb(key, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
 
@@ -164,6 +172,8 @@ class SeptetAttention(nn.Module):
             attention_mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            sliding_window=self.sliding_window if is_causal else None,
+            is_causal=is_causal,
             **kwargs,
         )
         return self.o_proj(output.reshape(*batch_and_length, -1).contiguous()), weights
@@ -250,12 +260,21 @@ def document_ids_of(position_ids: torch.Tensor) -> torch.Tensor:
 
 
 class SeptetModel(SeptetPreTrainedModel):
-    """The decoder without a head. Qwen3's, with masks for three ways of reading and exact document boundaries."""
+    """The decoder without a head. Qwen3's, with masks for three ways of reading and exact document boundaries.
 
-    def __init__(self, config: SeptetConfig):
+    A head that reads in one direction whatever the configuration says gives it as `attention_mode`.
+    """
+
+    # vLLM drops what this list of the base class names, so the heads that it serves are not in it.
+    _keys_to_ignore_on_load_unexpected = [r"^(nsp_head|token_classifier|qa_outputs)\."]
+
+    def __init__(self, config: SeptetConfig, attention_mode: str | None = None):
         super().__init__(config)
+        self.attention_mode = attention_mode or config.attention_mode
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([SeptetDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        for layer in self.layers:
+            layer.self_attn.is_causal = self.attention_mode != "bidirectional"
         self.norm = SeptetRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = SeptetRotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -273,63 +292,132 @@ class SeptetModel(SeptetPreTrainedModel):
         use_cache: bool | None = None,
         prefix_lengths: torch.LongTensor | None = None,
         attention_mode: str | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         r"""Hidden states of a batch of sequences.
 
         Args:
             input_ids: (B, T) token ids; or give `inputs_embeds`, (B, T, H).
             attention_mask: (B, S) ones where there is a token and zeros where there is padding, or a prepared 4D mask.
-            position_ids: (B, T). Positions that restart within a row mark packed documents; no document sees another.
+                A row of padding alone comes out finite and means nothing.
+            position_ids: (B, T). Positions that restart within a row mark packed documents; no document sees another,
+                whatever the attention implementation, and padding within them stays hidden as well.
             prefix_lengths: (B,) how many leading positions of each row, padding included, see one another in both
                 directions. Only with `attention_mode` "causal" or "prefix".
-            attention_mode: overrides `config.attention_mode` for this call.
+            attention_mode: overrides the model's own for this call.
+
+        Positions beyond `config.max_position_embeddings` are computed, with a warning: unless `rope_parameters` scales
+        them, the model was not trained there.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or `prefix_lengths` in bidirectional mode.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, an empty sequence, ids outside the
+                vocabulary (on a CPU; an accelerator would have to stop and look), a mask or positions of another shape,
+                `prefix_lengths` in bidirectional mode, or packed documents that continue a cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        causal = (attention_mode or self.config.attention_mode) != "bidirectional"
+            inputs_embeds = embed(self.embed_tokens, input_ids)
+        causal = (attention_mode or self.attention_mode) != "bidirectional"
         if not causal and prefix_lengths is not None:
             raise ValueError("prefix_lengths mean nothing in bidirectional reading; leave them out or read causally")
         if use_cache and past_key_values is None and causal:
             past_key_values = DynamicCache(config=self.config)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        check_shapes(self.config, inputs_embeds, attention_mask, position_ids, past_key_values, seen)
 
         documents = None
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
-        elif not torch.compiler.is_compiling() and position_ids.shape[-1] > 1:
-            # The prompt of a padded batch also restarts; there the mask of documents hides only padding.
+        elif position_ids.shape[-1] > 1 and not isinstance(attention_mask, dict):
             documents = document_ids_of(position_ids)
-            documents = documents if bool((documents[:, -1] > documents[:, 0]).any()) else None
+            # Without restarts no mask is needed. A compiled graph cannot look, and masks always. (The prompt of a padded
+            # batch also restarts; there the mask of documents hides only padding.)
+            if not torch.compiler.is_compiling():
+                if not bool((documents[:, -1] > 0).any()):
+                    documents = None
+                elif past_key_values is not None and seen > 0:
+                    raise ValueError(
+                        f"position_ids restart, as of packed documents, but the cache holds {int(seen)} positions "
+                        "already; packed documents are read at once: pass them without past_key_values"
+                    )
 
         if not isinstance(attention_mask, dict):  # `generate` prepares a dict of masks for static caches
+            if documents is not None and "flash" in self.config._attn_implementation:
+                kwargs.update(flash_documents(documents, attention_mask))
+                attention_mask = documents = None
             attention_mask = septet_mask(
                 self.config, inputs_embeds, attention_mask, past_key_values, causal, documents, prefix_lengths
             )
-        else:
-            attention_mask = attention_mask["full_attention"]
 
+        kwargs.setdefault("is_causal", causal)  # continuous batching brings its own
         hidden_states = inputs_embeds
-        cos, sin = self.rotary_emb(hidden_states, position_ids)
-        position_embeddings = cos.unsqueeze(1), sin.unsqueeze(1)  # (B, 1, T, D)
-        for layer in self.layers[: self.config.num_hidden_layers]:
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        layers = self.layers[: self.config.num_hidden_layers]
+        for layer, layer_type in zip(layers, self.config.layer_types, strict=False):
             hidden_states = layer(
                 hidden_states,
-                attention_mask=attention_mask,
+                attention_mask=attention_mask[layer_type if causal else "full_attention"],
                 position_embeddings=position_embeddings,
                 past_key_values=past_key_values,
-                position_ids=position_ids,
-                is_causal=causal,
                 **kwargs,
             )
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
+
+
+def embed(embed_tokens: nn.Embedding, input_ids: torch.Tensor) -> torch.Tensor:
+    """(B, T) -> (B, T, H); an id outside the vocabulary is named."""
+    if torch.compiler.is_compiling():
+        return embed_tokens(input_ids)
+    try:
+        return embed_tokens(input_ids)
+    except IndexError as error:
+        low, high = input_ids.aminmax()
+        raise ValueError(
+            f"input_ids run from {low} to {high}; they must lie between 0 and {embed_tokens.num_embeddings - 1}, the "
+            "vocabulary; was the text encoded by another tokenizer?"
+        ) from error
+
+
+def check_shapes(config, inputs_embeds, attention_mask, position_ids, past_key_values, seen) -> None:
+    """Raises a ValueError where shapes do not fit, and warns beyond the rotary range."""
+    batch, length = inputs_embeds.shape[:2]
+    if length == 0:
+        raise ValueError(f"the sequences are empty (batch of {batch}, length 0); give at least one token a row")
+    if position_ids is not None and (
+        position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length
+    ):
+        raise ValueError(f"position_ids have shape {tuple(position_ids.shape)}; the input needs ({batch}, {length})")
+    if torch.compiler.is_compiling() or getattr(past_key_values, "is_compileable", False):
+        return  # static caches and graphs: lengths are tensors or symbols there
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        total = seen + length
+        if attention_mask.shape != (batch, total):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; the input needs ({batch}, {total}): "
+                f"{length} positions" + (f" after {seen} in the cache" if seen else "")
+            )
+    if seen + length > config.max_position_embeddings and config.rope_parameters["rope_type"] == "default":
+        logger.warning_once(
+            f"position {seen + length - 1} lies beyond max_position_embeddings ({config.max_position_embeddings}): the "
+            "model was not trained there; shorten the input, or scale the positions by rope_parameters"
+        )
+
+
+def flash_documents(documents: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, torch.Tensor | int]:
+    """FlashAttention's description of packed rows: (B, T) document indices -> where each document of the flattened
+    batch begins. Left to itself FlashAttention looks at `position_ids` for a batch of one row alone, and not at all
+    beside a padding mask. Padding becomes documents of its own, which nothing else sees."""
+    changes = documents.diff(dim=-1, prepend=documents[:, :1] - 1) != 0
+    if attention_mask is not None:
+        padding = attention_mask.to(torch.int8)
+        changes |= padding.diff(dim=-1, prepend=padding[:, :1]) != 0
+    starts = changes.flatten().nonzero().flatten()
+    bounds = torch.cat((starts, starts.new_tensor([changes.numel()]))).to(torch.int32)
+    longest = int(bounds.diff().max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 def septet_mask(
@@ -340,18 +428,17 @@ def septet_mask(
     causal: bool,
     documents: torch.Tensor | None = None,
     prefix_lengths: torch.Tensor | None = None,
-):
-    """The mask for the configured attention implementation, or None where the implementation needs none.
+) -> dict[str, torch.Tensor | None]:
+    """The mask of each kind of layer for the configured attention implementation; None where it needs none.
 
     Args:
         documents: (B, T) index of each position's document; positions of different documents do not see each other.
         prefix_lengths: (B,) leading positions that see one another in both directions.
 
     Raises:
-        ValueError: a prefix or a document mask that the attention implementation cannot express.
+        ValueError: a prefix that the attention implementation cannot express.
     """
-    flash = "flash" in (config._attn_implementation or "")
-    if flash and prefix_lengths is not None:
+    if prefix_lengths is not None and any(name in config._attn_implementation for name in ("flash", "paged")):
         raise ValueError(
             f"{config._attn_implementation} cannot read a prefix in both directions; load the model with "
             'attn_implementation="sdpa", or with attention_mode="causal"'
@@ -362,22 +449,28 @@ def septet_mask(
         "attention_mask": attention_mask,
         "past_key_values": past_key_values,
     }
-    if documents is not None and not flash:  # flash attention separates documents by position_ids on its own
+    if documents is not None:
         last = documents.shape[1] - 1  # a static cache has more columns than there are positions; causality hides them
+        documents = documents.expand(inputs_embeds.shape[0], -1)  # positions may be given once for all rows
 
         def same_document(batch_idx, head_idx, q_idx, kv_idx):
             return documents[batch_idx, q_idx.clamp(max=last)] == documents[batch_idx, kv_idx.clamp(max=last)]
 
         common["and_mask_function"] = same_document
-    if not causal:
-        return create_bidirectional_mask(**common)
-    if prefix_lengths is not None:
+    if causal and prefix_lengths is not None:
 
         def within_prefix(batch_idx, head_idx, q_idx, kv_idx):
             return kv_idx < prefix_lengths[batch_idx]
 
         common["or_mask_function"] = within_prefix
-    return create_causal_mask(**common)
+    if not causal:
+        return {"full_attention": create_bidirectional_mask(**common)}
+    masks = {}
+    if "full_attention" in config.layer_types:
+        masks["full_attention"] = create_causal_mask(**common)
+    if "sliding_attention" in config.layer_types:
+        masks["sliding_attention"] = create_sliding_window_causal_mask(**common)
+    return masks
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -399,17 +492,20 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + chunk_size)
             states, targets = hidden_states[chunk], labels[chunk][:, None]
             logits = (states @ weight.T).float()  # (chunk, V)
-            log_z = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (log_z - (1 - label_smoothing) * logits.gather(1, targets)).sum()
+            target_logits = logits.gather(1, targets)
+            log_probs = functional.log_softmax(logits, dim=-1)
+            target_log_probs = log_probs.gather(1, targets)
+            loss -= (1 - label_smoothing) * target_log_probs.sum()
             if label_smoothing:
-                loss -= label_smoothing * logits.mean(dim=-1).sum()
+                loss -= label_smoothing * log_probs.mean(dim=-1).sum()
             if z_loss_weight:
+                log_z = target_logits - target_log_probs
                 loss += z_loss_weight * log_z.square().sum()
             if need_hidden or need_weight:
-                grad_logits = logits.sub_(log_z).exp_()  # softmax, in the logits' own memory
+                grad_logits = log_probs.exp_()  # softmax, in the memory of its logarithm
                 if z_loss_weight:
                     grad_logits *= 1 + 2 * z_loss_weight * log_z
-                grad_logits.scatter_add_(1, targets, torch.full_like(log_z, label_smoothing - 1))
+                grad_logits.scatter_add_(1, targets, torch.full_like(target_logits, label_smoothing - 1))
                 if label_smoothing:
                     grad_logits -= label_smoothing / vocab_size
                 grad_logits = grad_logits.to(weight.dtype)
@@ -458,19 +554,72 @@ def chunked_linear_cross_entropy(
     )
 
 
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0, z_loss_weight: float = 0.0
+) -> torch.Tensor:
+    """What `chunked_linear_cross_entropy` computes, from logits (..., V) that are there already."""
+    keep = labels != IGNORE_INDEX
+    logits = logits.float()
+    loss = functional.cross_entropy(
+        logits.flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return loss + z_loss_weight * logits.logsumexp(dim=-1)[keep].square().sum() if z_loss_weight else loss
+
+
 def language_model_loss(
-    head: nn.Linear,
+    head: nn.Module,
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
+    skip_logits: bool,
     num_items_in_batch: torch.Tensor | int | None = None,
     label_smoothing: float = 0.0,
     z_loss_weight: float = 0.0,
     **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mean cross-entropy over the targets, or the sum over `num_items_in_batch` (Trainer's gradient accumulation), and
+    the logits (B, T, V), or None if they are to be skipped. Without any target the loss is 0.
+
+    Raises:
+        ValueError: labels of another shape than the positions', or (on a CPU) outside the vocabulary.
+    """
+    check_labels("labels", labels, hidden_states.shape[:2], head.weight.shape[0])
+    logits = None
+    # A head that is sharded, quantised, adapted or offloaded must be called as the module that it is.
+    if (
+        skip_logits
+        and type(head) is nn.Linear
+        and type(head.weight) is nn.Parameter
+        and head.weight.device == hidden_states.device
+        and not head._forward_pre_hooks
+    ):
+        total = chunked_linear_cross_entropy(hidden_states, head.weight, labels, label_smoothing, z_loss_weight)
+    else:
+        logits = head(hidden_states)
+        total = cross_entropy(logits, labels, label_smoothing, z_loss_weight)
+    return mean_over_targets(total, labels, num_items_in_batch), None if skip_logits else logits
+
+
+def mean_over_targets(
+    total: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    """Mean cross-entropy over the targets, or the sum over `num_items_in_batch` (Trainer's gradient accumulation)."""
-    total = chunked_linear_cross_entropy(hidden_states, head.weight, labels, label_smoothing, z_loss_weight)
-    targets = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+    """A summed loss over the number of targets: this batch's, or the one that Trainer counts over the micro-batches."""
+    targets = (labels != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return total / (targets.to(total.device) if isinstance(targets, torch.Tensor) else targets)
+
+
+def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], num_classes: int | None = None) -> None:
+    """Raises a ValueError for labels of another shape, or (on a CPU) of classes that do not exist."""
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(f"{name} have shape {tuple(labels.shape)}; the input needs {tuple(shape)}")
+    if num_classes is None or labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+        return
+    low, high = labels.masked_fill(labels == IGNORE_INDEX, 0).aminmax()
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"{name} run from {low} to {high}; they must lie between 0 and {num_classes - 1}, or be -100")
 
 
 class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
@@ -483,7 +632,7 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
-        self.model = SeptetModel(config)
+        self.model = SeptetModel(config, attention_mode="causal")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -500,13 +649,16 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         prefix_lengths: torch.LongTensor | None = None,
         skip_logits: bool = False,
-        **kwargs,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""Logits, and the loss if there are labels.
 
         Args:
             labels: (B, T); position *t*'s logits are compared with `labels[:, t + 1]`; -100 is ignored.
-            logits_to_keep: project only the last so many positions (0: all), or these positions.
+            shift_labels: (B, T) instead of `labels`: position *t*'s own target, for sequences split between processes.
+            logits_to_keep: project only the last so many positions (0: all), these positions, (B, T') these of each row,
+                or where a (B, T) boolean mask says so. Only without labels.
             prefix_lengths: (B,) see `SeptetModel.forward`.
             skip_logits: with labels, return the loss alone and never hold all logits (the fast way to train).
         """
@@ -518,17 +670,19 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             prefix_lengths=prefix_lengths,
-            attention_mode="causal",
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        loss = logits = None
-        if labels is not None:
-            shifted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-            loss = language_model_loss(self.lm_head, hidden_states, shifted, **kwargs)
-        if labels is None or not skip_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, kept])
+        loss = None
+        if labels is not None or shift_labels is not None:
+            if shift_labels is None:
+                check_labels("labels", labels, hidden_states.shape[:2])
+                shift_labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+            loss, logits = language_model_loss(self.lm_head, hidden_states, shift_labels, skip_logits, **kwargs)
+            if logits is not None:
+                logits = keep_positions(logits, logits_to_keep)
+        else:
+            logits = self.lm_head(keep_positions(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -544,11 +698,17 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
             kwargs["prefix_lengths"] = torch.full((prompt.shape[0],), prompt.shape[1], device=prompt.device)
         return super().generate(inputs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, inputs_embeds=None, is_first_iteration=False, **kwargs
+    ):
         if past_key_values is not None and not is_first_iteration:
             kwargs.pop("prefix_lengths", None)  # the prompt lies in the cache, read in both directions already
         return super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
 
     @staticmethod
@@ -557,11 +717,18 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
         prefix_lengths = None
         if config.attention_mode == "prefix" and inputs_embeds.shape[1] > 1 and kwargs.get("is_first_iteration", True):
             prefix_lengths = torch.full(inputs_embeds.shape[:1], inputs_embeds.shape[1], device=inputs_embeds.device)
-        return {
-            "full_attention": septet_mask(
-                config, inputs_embeds, attention_mask, past_key_values, True, prefix_lengths=prefix_lengths
-            )
-        }
+        return septet_mask(config, inputs_embeds, attention_mask, past_key_values, True, prefix_lengths=prefix_lengths)
+
+
+def keep_positions(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """(B, T, ...) -> the positions that `SeptetForCausalLM.forward` is to keep."""
+    if isinstance(logits_to_keep, int):
+        return states[:, -logits_to_keep:] if logits_to_keep else states
+    if logits_to_keep.dim() == 1:
+        return states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return states[logits_to_keep]
+    return torch.take_along_dim(states, logits_to_keep[..., None], dim=1)
 
 
 class SeptetForMaskedLM(SeptetPreTrainedModel):
@@ -573,7 +740,7 @@ class SeptetForMaskedLM(SeptetPreTrainedModel):
 
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
-        self.model = SeptetModel(config)
+        self.model = SeptetModel(config, attention_mode="bidirectional")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -586,15 +753,16 @@ class SeptetForMaskedLM(SeptetPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         skip_logits: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         r"""labels: (B, T) the token to be found at each masked position, -100 elsewhere."""
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, None, inputs_embeds, attention_mode="bidirectional", **kwargs
-        )
+        outputs = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state
-        loss = None if labels is None else language_model_loss(self.lm_head, hidden_states, labels, **kwargs)
-        logits = None if skip_logits and labels is not None else self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss, logits = language_model_loss(self.lm_head, hidden_states, labels, skip_logits, **kwargs)
+        else:
+            logits = self.lm_head(hidden_states)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -608,7 +776,7 @@ class SeptetForNextSentencePrediction(SeptetPreTrainedModel):
 
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
-        self.model = SeptetModel(config)
+        self.model = SeptetModel(config, attention_mode="bidirectional")
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
@@ -620,14 +788,16 @@ class SeptetForNextSentencePrediction(SeptetPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> NextSentencePredictorOutput:
         r"""labels: (B,) 0 if B is the continuation of A, 1 if it is not."""
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, None, inputs_embeds, attention_mode="bidirectional", **kwargs
-        )
+        outputs = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, **kwargs)
         logits = self.nsp_head(outputs.last_hidden_state[:, 0])  # (B, 2)
-        loss = None if labels is None else functional.cross_entropy(logits.float(), labels.view(-1))
+        loss = None
+        if labels is not None:
+            labels = labels.view(-1)
+            check_labels("labels", labels, logits.shape[:1], 2)
+            loss = functional.cross_entropy(logits.float(), labels)
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -645,14 +815,18 @@ class SeptetForPreTrainingOutput(ModelOutput):
 
 
 class SeptetForPreTraining(SeptetPreTrainedModel):
-    """Masked-token and next-sentence prediction together (Devlin et al. 2019), in both directions."""
+    """Masked-token and next-sentence prediction together (Devlin et al. 2019), in both directions.
+
+    Under gradient accumulation each micro-batch's loss weighs the same: the two parts are means over different things,
+    masked tokens and rows, so no single number of items could divide their sum.
+    """
 
     accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
-        self.model = SeptetModel(config)
+        self.model = SeptetModel(config, attention_mode="bidirectional")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
@@ -667,22 +841,26 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
         labels: torch.LongTensor | None = None,
         next_sentence_label: torch.LongTensor | None = None,
         skip_logits: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SeptetForPreTrainingOutput:
         r"""labels: (B, T) as for the masked LM; next_sentence_label: (B,) as for next-sentence prediction."""
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, None, inputs_embeds, attention_mode="bidirectional", **kwargs
-        )
+        outputs = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state
         seq_relationship_logits = self.nsp_head(hidden_states[:, 0])  # (B, 2)
         losses = []
+        prediction_logits = None
         if labels is not None:
-            losses.append(language_model_loss(self.lm_head, hidden_states, labels, **kwargs))
+            loss, prediction_logits = language_model_loss(self.lm_head, hidden_states, labels, skip_logits, **kwargs)
+            losses.append(loss)
+        elif not (skip_logits and next_sentence_label is not None):
+            prediction_logits = self.lm_head(hidden_states)
         if next_sentence_label is not None:
-            losses.append(functional.cross_entropy(seq_relationship_logits.float(), next_sentence_label.view(-1)))
+            next_sentence_label = next_sentence_label.view(-1)
+            check_labels("next_sentence_label", next_sentence_label, hidden_states.shape[:1], 2)
+            losses.append(functional.cross_entropy(seq_relationship_logits.float(), next_sentence_label))
         return SeptetForPreTrainingOutput(
             loss=sum(losses) if losses else None,
-            prediction_logits=None if skip_logits and losses else self.lm_head(hidden_states),
+            prediction_logits=prediction_logits,
             seq_relationship_logits=seq_relationship_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -710,7 +888,7 @@ class SeptetForSequenceClassification(SeptetPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         r"""labels: (B,) classes or numbers, or (B, labels) of 0 and 1; `config.problem_type` says which."""
         kwargs["use_cache"] = False
@@ -749,16 +927,20 @@ class SeptetForSequenceClassification(SeptetPreTrainedModel):
             else:
                 self.config.problem_type = "multi_label_classification"
         if self.config.problem_type == "regression":
-            return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(logits.squeeze(-1).shape))
+            if labels.numel() == logits.numel():
+                labels = labels.view(logits.shape)
+            check_labels("labels", labels, logits.shape)
+            return functional.mse_loss(logits, labels.to(logits.dtype))
         if self.config.problem_type == "multi_label_classification":
+            check_labels("labels", labels, logits.shape)
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return functional.cross_entropy(logits, labels.view(-1))
+        labels = labels.view(-1)
+        check_labels("labels", labels, logits.shape[:1], self.num_labels)
+        return functional.cross_entropy(logits, labels)
 
 
 class SeptetForTokenClassification(SeptetPreTrainedModel):
     """One label for each token."""
-
-    accepts_loss_kwargs = False
 
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
@@ -776,7 +958,7 @@ class SeptetForTokenClassification(SeptetPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         r"""labels: (B, T), -100 where a token carries none (padding, and all but the first piece of a word)."""
         kwargs["use_cache"] = False
@@ -784,7 +966,8 @@ class SeptetForTokenClassification(SeptetPreTrainedModel):
         logits = self.token_classifier(self.dropout(outputs.last_hidden_state))  # (B, T, labels)
         loss = None
         if labels is not None:
-            loss = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+            check_labels("labels", labels, logits.shape[:2], self.num_labels)
+            loss = mean_over_targets(cross_entropy(logits, labels), labels, kwargs.get("num_items_in_batch"))
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -810,7 +993,7 @@ class SeptetForQuestionAnswering(SeptetPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
         r"""start_positions, end_positions: (B,) token indices, both inclusive; a position past the end is ignored."""
         kwargs["use_cache"] = False
@@ -818,12 +1001,16 @@ class SeptetForQuestionAnswering(SeptetPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:
-            length = start_logits.shape[1]
-            loss = sum(
-                functional.cross_entropy(logits.float(), positions.view(-1).clamp(0, length), ignore_index=length)
-                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
-            )
-            loss = loss / 2
+            batch, length = start_logits.shape
+            loss = 0.0
+            for name, logits, positions in (
+                ("start_positions", start_logits, start_positions.view(-1)),
+                ("end_positions", end_logits, end_positions.view(-1)),
+            ):
+                check_labels(name, positions, (batch,))
+                loss = (
+                    loss + functional.cross_entropy(logits.float(), positions.clamp(0, length), ignore_index=length) / 2
+                )
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

@@ -261,13 +261,14 @@ def layer_activation_bytes(shape: Any, batch: int, length: int, weight_bytes: in
                 dtype = dtypes[weight_bytes if weight.ndim == 2 else residual_bytes]
                 setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=dtype)))
         residual = torch.empty(batch, length, shape.hidden_size, dtype=dtypes[residual_bytes], requires_grad=True)
-        angles = torch.empty(batch, 1, length, shape.head_dim, dtype=residual.dtype)
+        angles = torch.empty(batch, length, 1, shape.head_dim, dtype=residual.dtype)
         mask = torch.ones(batch, 1, length, length, dtype=torch.bool)
         shared = {tensor.untyped_storage()._cdata for tensor in (*layer.parameters(), angles, mask)}
         saved: dict[int, Any] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+            if tensor.ndim > 1:  # not a norm's weight, cast
+                saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
             return tensor
 
         amp = torch.autocast("cpu", dtype=torch.bfloat16, enabled=weight_bytes == 2)

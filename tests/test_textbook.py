@@ -99,7 +99,7 @@ def attend(attention: str, causal: bool, queries: Tensor, values: Tensor) -> tup
     config = septet()
     config._attn_implementation = attention
     function = ALL_ATTENTION_FUNCTIONS.get_interface(attention, eager_attention_forward)
-    mask = septet_mask(config, queries[None], None, None, causal)
+    mask = septet_mask(config, queries[None], None, None, causal)["full_attention"]
     query, value = queries[None, None], values[None, None]  # (B, N, T, D)
     module = SeptetAttention(config, 0).eval()
     output, weights = function(module, query, query, value, mask, scaling=3**-0.5, is_causal=causal)
@@ -155,7 +155,7 @@ def residual() -> dict[str, Tensor]:
         X + PRINTED_FEED_FORWARD
     assert torch.equal(X + torch.ones(3), PRINTED_RESIDUAL)
     model = SeptetModel(septet())
-    positions = tuple(part[:, None] for part in model.rotary_emb(X[None], tensor([[0]])))
+    positions = model.rotary_emb(X[None], tensor([[0]]))
 
     def block(mlp: nn.Module, norm: nn.Module) -> Tensor:
         """A decoder layer whose attention branch is silent, so that X reaches the feed-forward branch as it is."""
