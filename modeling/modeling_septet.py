@@ -60,6 +60,30 @@ class SeptetRMSNorm(nn.Module):
         return functional.rms_norm(hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.eps)
 
 
+class SeptetLinear(nn.Linear):
+    """A bias-free `nn.Linear` that decodes faster on a CPU.
+
+    With one row the product is bound by how fast the weights are read, and a matrix-vector product in MKL reads them at
+    half the speed of a batch of eight (10 against 20 GB/s on an AMD EPYC, up to 2.4 times); with few rows it is as much
+    faster to multiply the weights by the transposed rows. `benchmarks/model_speed.py` measures what that brings.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        width = self.in_features
+        rows = hidden_states.numel() // width
+        if rows > 8 or (rows > 2 and width >= 1024) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(hidden_states)
+        weight = self.weight
+        if type(weight) is not nn.Parameter or not hidden_states.is_cpu or hidden_states.dtype != torch.float32:
+            return super().forward(hidden_states)  # sharded, quantised, on an accelerator, or another data type
+        columns = hidden_states.reshape(rows, width).t()
+        if rows == 1 and self.out_features % 8 == 0:
+            output = torch.bmm(weight.view(8, -1, width), columns.expand(8, width, 1))
+        else:
+            output = torch.mm(weight, columns).t()
+        return output.reshape(*hidden_states.shape[:-1], -1)
+
+
 class SeptetRotaryEmbedding(nn.Module):
     """Rotary positions (Su et al. 2021) with transformers' scaling rules (linear, dynamic, YaRN, llama3)."""
 
@@ -133,12 +157,13 @@ class SeptetAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
         self.is_causal = True  # set by `SeptetModel`, and overridden by a call's own direction
         self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
-        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_proj = SeptetLinear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
+        self.k_proj = SeptetLinear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.v_proj = SeptetLinear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.o_proj = SeptetLinear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
         self.o_proj.writes_residual = True  # for _init_weights
         self.q_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
@@ -170,7 +195,7 @@ class SeptetAttention(nn.Module):
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window if is_causal else None,
             is_causal=is_causal,
@@ -184,9 +209,9 @@ class SeptetMLP(nn.Module):
 
     def __init__(self, config: SeptetConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = SeptetLinear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = SeptetLinear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = SeptetLinear(config.intermediate_size, config.hidden_size, bias=False)
         self.down_proj.writes_residual = True  # for _init_weights
         self.act_fn = ACT2FN[config.hidden_act]
 
@@ -487,35 +512,39 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_states) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         loss = hidden_states.new_zeros((), dtype=torch.float32)
-        vocab_size = weight.shape[0]
-        for start in range(0, hidden_states.shape[0], chunk_size):
+        count, vocab_size = hidden_states.shape[0], weight.shape[0]
+        # One buffer for all chunks: new memory would be filled with zeros by the kernel first, as often as there are
+        # chunks, and that costs a product of this size a sixth of its speed on a CPU.
+        buffer = hidden_states.new_empty((min(chunk_size, count), vocab_size))
+        for start in range(0, count, chunk_size):
             chunk = slice(start, start + chunk_size)
             states, targets = hidden_states[chunk], labels[chunk][:, None]
-            logits = (states @ weight.T).float()  # (chunk, V)
-            target_logits = logits.gather(1, targets)
-            log_probs = functional.log_softmax(logits, dim=-1)
-            target_log_probs = log_probs.gather(1, targets)
-            loss -= (1 - label_smoothing) * target_log_probs.sum()
+            logits = torch.mm(states, weight.T, out=buffer[: len(states)]).float()  # (chunk, V)
+            label_logits = (1 - label_smoothing) * logits.gather(1, targets)
             if label_smoothing:
-                loss -= label_smoothing * log_probs.mean(dim=-1).sum()
+                label_logits += label_smoothing * logits.mean(dim=-1, keepdim=True)
+            largest = logits.amax(dim=-1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()  # softmax times `total`, in the logits' memory
+            total = exponentials.sum(dim=-1, keepdim=True)
+            log_z = total.log() + largest
+            loss += (log_z - label_logits).sum()
             if z_loss_weight:
-                log_z = target_logits - target_log_probs
                 loss += z_loss_weight * log_z.square().sum()
             if need_hidden or need_weight:
-                grad_logits = log_probs.exp_()  # softmax, in the memory of its logarithm
-                if z_loss_weight:
-                    grad_logits *= 1 + 2 * z_loss_weight * log_z
-                grad_logits.scatter_add_(1, targets, torch.full_like(target_logits, label_smoothing - 1))
+                # The gradient of the logits is `scale` times what stands in their memory after the next lines; a row's
+                # factor is applied to the H numbers of the row, not to the V.
+                scale = (1 + 2 * z_loss_weight * log_z) / total
+                exponentials.scatter_add_(1, targets, (label_smoothing - 1) / scale)
                 if label_smoothing:
-                    grad_logits -= label_smoothing / vocab_size
-                grad_logits = grad_logits.to(weight.dtype)
+                    exponentials -= label_smoothing / vocab_size / scale
+                grad_logits, scale = exponentials.to(weight.dtype), scale.to(weight.dtype)
                 if need_hidden:
-                    torch.mm(grad_logits, weight, out=grad_hidden[chunk])
+                    torch.mm(grad_logits, weight, out=grad_hidden[chunk]).mul_(scale)
                 if need_weight:
                     if grad_weight.dtype == weight.dtype:
-                        grad_weight.addmm_(grad_logits.T, states)
+                        grad_weight.addmm_(grad_logits.T, states * scale)
                     else:
-                        grad_weight += grad_logits.T @ states
+                        grad_weight += grad_logits.T @ (states * scale)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss
@@ -591,7 +620,7 @@ def language_model_loss(
     # A head that is sharded, quantised, adapted or offloaded must be called as the module that it is.
     if (
         skip_logits
-        and type(head) is nn.Linear
+        and type(head) in (nn.Linear, SeptetLinear)
         and type(head.weight) is nn.Parameter
         and head.weight.device == hidden_states.device
         and not head._forward_pre_hooks
@@ -633,7 +662,7 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
         self.model = SeptetModel(config, attention_mode="causal")
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = SeptetLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -741,7 +770,7 @@ class SeptetForMaskedLM(SeptetPreTrainedModel):
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
         self.model = SeptetModel(config, attention_mode="bidirectional")
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = SeptetLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -827,7 +856,7 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
         self.model = SeptetModel(config, attention_mode="bidirectional")
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = SeptetLinear(config.hidden_size, config.vocab_size, bias=False)
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
