@@ -60,28 +60,34 @@ class SeptetRMSNorm(nn.Module):
         return functional.rms_norm(hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.eps)
 
 
-class SeptetLinear(nn.Linear):
-    """A bias-free `nn.Linear` that decodes faster on a CPU.
+def project(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`linear(hidden_states)`, faster where a CPU decodes: without gradients, in float32, a plain bias-free `nn.Linear`
+    (not one that is adapted, quantised, sharded or hooked) and few rows.
 
     With one row the product is bound by how fast the weights are read, and a matrix-vector product in MKL reads them at
-    half the speed of a batch of eight (10 against 20 GB/s on an AMD EPYC, up to 2.4 times); with few rows it is as much
-    faster to multiply the weights by the transposed rows. `benchmarks/model_speed.py` measures what that brings.
+    half the speed of a batch of eight (10 against 20 GB/s on an AMD EPYC); with up to eight rows it is up to 3 times as
+    fast to multiply the weights by the transposed rows. `benchmarks/model_speed.py` measures what that brings.
     """
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        width = self.in_features
-        rows = hidden_states.numel() // width
-        if rows > 8 or (rows > 2 and width >= 1024) or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(hidden_states)
-        weight = self.weight
-        if type(weight) is not nn.Parameter or not hidden_states.is_cpu or hidden_states.dtype != torch.float32:
-            return super().forward(hidden_states)  # sharded, quantised, on an accelerator, or another data type
-        columns = hidden_states.reshape(rows, width).t()
-        if rows == 1 and self.out_features % 8 == 0:
-            output = torch.bmm(weight.view(8, -1, width), columns.expand(8, width, 1))
-        else:
-            output = torch.mm(weight, columns).t()
-        return output.reshape(*hidden_states.shape[:-1], -1)
+    if torch.is_grad_enabled() or type(linear) is not nn.Linear or torch.compiler.is_compiling():
+        return linear(hidden_states)
+    weight, width = linear.weight, linear.in_features
+    rows = hidden_states.numel() // width
+    if (
+        rows > 8
+        or (rows > 2 and width >= 1024)
+        or type(weight) is not nn.Parameter
+        or not (weight.is_cpu and weight.dtype == hidden_states.dtype == torch.float32)
+        or linear.bias is not None
+        or linear._forward_hooks
+        or linear._forward_pre_hooks
+    ):
+        return linear(hidden_states)
+    columns = hidden_states.reshape(rows, width).t()
+    if rows == 1 and linear.out_features % 8 == 0:
+        output = torch.bmm(weight.view(8, -1, width), columns.expand(8, width, 1))
+    else:
+        output = torch.mm(weight, columns).t()
+    return output.reshape(*hidden_states.shape[:-1], -1)
 
 
 class SeptetRotaryEmbedding(nn.Module):
@@ -160,10 +166,10 @@ class SeptetAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.is_causal = True  # set by `SeptetModel`, and overridden by a call's own direction
         self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
-        self.q_proj = SeptetLinear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = SeptetLinear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = SeptetLinear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = SeptetLinear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
         self.o_proj.writes_residual = True  # for _init_weights
         self.q_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
@@ -180,11 +186,11 @@ class SeptetAttention(nn.Module):
         is_causal = self.is_causal if is_causal is None else is_causal
         batch_and_length = hidden_states.shape[:-1]
         heads = (*batch_and_length, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(heads))  # (B, T, N, D)
-        key = self.k_norm(self.k_proj(hidden_states).view(heads))  # (B, T, K, D)
+        query = self.q_norm(project(self.q_proj, hidden_states).view(heads))  # (B, T, N, D)
+        key = self.k_norm(project(self.k_proj, hidden_states).view(heads))  # (B, T, K, D)
         query = apply_rotary_pos_emb(query, *position_embeddings).transpose(1, 2)  # (B, N, T, D)
         key = apply_rotary_pos_emb(key, *position_embeddings).transpose(1, 2)  # (B, K, T, D)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, K, T, D)
+        value = project(self.v_proj, hidden_states).view(heads).transpose(1, 2)  # (B, K, T, D)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
 
@@ -201,7 +207,7 @@ class SeptetAttention(nn.Module):
             is_causal=is_causal,
             **kwargs,
         )
-        return self.o_proj(output.reshape(*batch_and_length, -1).contiguous()), weights
+        return project(self.o_proj, output.reshape(*batch_and_length, -1)), weights
 
 
 class SeptetMLP(nn.Module):
@@ -209,14 +215,15 @@ class SeptetMLP(nn.Module):
 
     def __init__(self, config: SeptetConfig):
         super().__init__()
-        self.gate_proj = SeptetLinear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = SeptetLinear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = SeptetLinear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.down_proj.writes_residual = True  # for _init_weights
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = project(self.gate_proj, hidden_states), project(self.up_proj, hidden_states)
+        return project(self.down_proj, self.act_fn(gate) * up)
 
 
 class SeptetDecoderLayer(GradientCheckpointingLayer):
@@ -620,7 +627,7 @@ def language_model_loss(
     # A head that is sharded, quantised, adapted or offloaded must be called as the module that it is.
     if (
         skip_logits
-        and type(head) in (nn.Linear, SeptetLinear)
+        and type(head) is nn.Linear
         and type(head.weight) is nn.Parameter
         and head.weight.device == hidden_states.device
         and not head._forward_pre_hooks
@@ -662,7 +669,7 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
         self.model = SeptetModel(config, attention_mode="causal")
-        self.lm_head = SeptetLinear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -711,7 +718,7 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
             if logits is not None:
                 logits = keep_positions(logits, logits_to_keep)
         else:
-            logits = self.lm_head(keep_positions(hidden_states, logits_to_keep))
+            logits = project(self.lm_head, keep_positions(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -770,7 +777,7 @@ class SeptetForMaskedLM(SeptetPreTrainedModel):
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
         self.model = SeptetModel(config, attention_mode="bidirectional")
-        self.lm_head = SeptetLinear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -856,7 +863,7 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
         self.model = SeptetModel(config, attention_mode="bidirectional")
-        self.lm_head = SeptetLinear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
