@@ -51,7 +51,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for the share of it that training reaches")
     parser.add_argument("--output", type=Path, default=Path("build/speed"), help="folder for speed.json and speed.md")
-    parser.add_argument("--one-step", help=argparse.SUPPRESS)  # a memory measurement's own process: septet-qwen3, qwen3, …
+    parser.add_argument(
+        "--one-step", help=argparse.SUPPRESS
+    )  # a memory measurement's own process: septet-qwen3, qwen3, …
     return parser.parse_args(arguments)
 
 
@@ -109,7 +111,11 @@ def compare(ours: Any, theirs: Any, work: float, rounds: int, device: str) -> di
     pairs = []
     for index in range(rounds + 1):
         gc.collect()
-        seconds = [timed(ours, device), timed(theirs, device)] if index % 2 else [timed(theirs, device), timed(ours, device)][::-1]
+        seconds = (
+            [timed(ours, device), timed(theirs, device)]
+            if index % 2
+            else [timed(theirs, device), timed(ours, device)][::-1]
+        )
         if index:
             pairs.append(seconds)
     del torch
@@ -197,7 +203,9 @@ def measure(size: str, peer: str, options: argparse.Namespace) -> dict[str, dict
                 first, second = decode(ours), decode(theirs)
                 if options.dtype == "float32" and not torch.equal(first(), second()):
                     raise SystemExit(f"{size}, {peer}: the two models generate different tokens; nothing to compare")
-                results[f"{what} {rows}"] = compare(first, second, rows * options.new_tokens, options.rounds, options.device)
+                results[f"{what} {rows}"] = compare(
+                    first, second, rows * options.new_tokens, options.rounds, options.device
+                )
         elif what == "memory":
             if size == next(iter(options.sizes.split(","))):
                 mine, other = (one_step_apart(n, options) for n in (f"septet-{peer}", peer))

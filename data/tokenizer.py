@@ -27,7 +27,7 @@ SPECIAL_TOKENS = tuple(
 # space. llama.cpp knows it by the name `deepseek-v3`, so that a GGUF export splits text as it was split here. Qwen2's
 # split, the other candidate, gave no more bytes a token in English and French and 1.7 % more in Chinese (8,192 tokens,
 # 6 MB a language), but merges Chinese with Latin letters.
-_SPLITS = (
+DEEPSEEK_V3_SPLITS = (
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
@@ -98,7 +98,7 @@ def train(config: TokenizerConfig, available: dict[str, int]) -> tuple[Tokenizer
     # No normaliser: what is decoded must be what was encoded, in any Unicode.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _SPLITS),
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in DEEPSEEK_V3_SPLITS),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

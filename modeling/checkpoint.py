@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,85 @@ def require_model_folder(path: Path) -> Path:
             f"{path}: {what}; only safetensors are loaded; save it with save_pretrained in a place you trust"
         )
     return path
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a safetensors header says of one tensor; its values stay on disk until they are asked for."""
+
+    file: Path
+    name: str
+    dtype: str
+    """as safetensors spells it: F32, F16, BF16"""
+    shape: tuple[int, ...]
+
+    def read(self) -> torch.Tensor:
+        """The values, in the stored type."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, "pt") as file:
+            return file.get_tensor(self.name)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a model folder by name, from the headers of its files alone.
+
+    Raises:
+        UserError: a shard is missing or damaged, or lacks a tensor that the index puts there.
+    """
+    from safetensors import safe_open
+
+    way_out = "download or save it again"
+    index = folder / "model.safetensors.index.json"
+    listed = read_json(index)["weight_map"] if index.is_file() else {}
+    found: dict[str, StoredTensor] = {}
+    for shard in sorted(set(listed.values())) or ["model.safetensors"]:
+        path = folder / shard
+        if not path.is_file():
+            held = next((f", which holds {name}" for name, place in listed.items() if place == shard), "")
+            raise UserError(f"{path}: is missing{held}; {way_out}")
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    entry = file.get_slice(name)
+                    found[name] = StoredTensor(path, name, entry.get_dtype(), tuple(entry.get_shape()))
+        except Exception as error:  # safetensors raises its own type
+            raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); {way_out}") from error
+    for name, shard in listed.items():
+        if name not in found:
+            raise UserError(f"{folder / shard}: lacks {name}, which {index.name} puts there; {way_out}")
+    return found
+
+
+def check_weights(folder: Path, model_class: Any, config: Any) -> dict[str, StoredTensor]:
+    """Compares the stored names, shapes and types with the model's, built without memory; returns what is stored.
+
+    Raises:
+        UserError: as `stored_tensors`, or the first tensor that is missing, of another shape or type, or too many.
+    """
+    found = stored_tensors(folder)
+    with torch.device("meta"):
+        wanted = model_class(config).state_dict()
+    tied = (model_class._tied_weights_keys or {}) if config.tie_word_embeddings else {}
+    way_out = "give the config.json that belongs to these weights, or save both again"
+    for name, tensor in wanted.items():
+        if name not in found:
+            if tied.get(name) in found:
+                continue
+            raise UserError(f"{folder}: its weights lack {name}; {way_out}")
+        stored = found[name]
+        if stored.shape != tuple(tensor.shape):
+            raise UserError(
+                f"{folder}: {name} is of shape {list(stored.shape)}, and config.json makes it {list(tensor.shape)}; "
+                f"{way_out}"
+            )
+        if stored.dtype not in ("F32", "F16", "BF16"):
+            raise UserError(
+                f"{folder}: {name} is stored as {stored.dtype}; weights are F32, F16 or BF16; save it in one of them"
+            )
+    # Older Llama checkpoints also hold the rotary frequencies, which follow from the configuration.
+    known = re.compile("|".join([r"rotary_emb\.inv_freq$", *(model_class._keys_to_ignore_on_load_unexpected or [])]))
+    for name in sorted(found.keys() - wanted.keys()):
+        if not known.search(name):
+            raise UserError(f"{folder}: holds {name}, which {model_class.__name__} does not have; {way_out}")
+    return found

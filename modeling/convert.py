@@ -1,14 +1,17 @@
-"""Take a Llama or Qwen3 checkpoint as a Septet one, or write a Septet checkpoint as plain Qwen3 or Llama.
+"""Take a Llama or Qwen3 checkpoint as a Septet one, or write a Septet checkpoint in a form that others read.
 
     septet import Qwen/Qwen3-0.6B --output runs/imported
     septet export runs/pretrain/final --to qwen3 --output exported
 
-Septet with QK-norm is Qwen3, without it Llama, name by name: the weights go over as they are. What the other side cannot
-represent is refused, and what was written is read again and must give the source's logits before it counts as done.
+Septet with QK-norm is Qwen3, without it Llama, name by name: the weights go over as they are. `gguf` is for llama.cpp,
+`onnx` for onnxruntime, `litert` for TensorFlow's runtime on devices, `word2vec` has the input embeddings alone. What the
+other side cannot represent is refused, and what was written is read again before it counts as done.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from septet.data.errors import UserError, run_cli
+from septet.data.errors import UserError, run_cli, suggestion
 from septet.data.manifest import finished, read_json, writing
 
 MAX_LOGIT_DIFFERENCE = 1e-4  # of float32 logits, or of the largest one where that is above 1
@@ -26,12 +29,23 @@ SHARED_FIELDS = (
     "head_dim", "hidden_act", "max_position_embeddings", "rope_parameters", "rms_norm_eps", "attention_dropout",
     "initializer_range", "tie_word_embeddings", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
 )  # fmt: skip
+WINDOW_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")  # Qwen3's, not Llama's
 QK_NORM = {"llama": False, "qwen3": True}
+# The module that writes each other format, and the packages that it imports.
+FOREIGN = {
+    "gguf": ("export_gguf", ("gguf",)),
+    "onnx": ("export_graph", ("onnx", "onnxscript", "onnxruntime")),
+    "litert": ("export_graph", ("litert_torch", "ai_edge_litert")),
+    "word2vec": ("export_word2vec", ()),
+}
+INSTALL = {
+    # Its xdsl 0.28 asks for an older typing-extensions than this package's tyro does, but runs with the newer.
+    "litert": 'pip install "litert-torch>=0.10" && pip install --upgrade typing-extensions',
+}
 # What Llama and Qwen3 can have and Septet cannot.
 REFUSED = {
     "attention_bias": "biases in the attention projections",
     "mlp_bias": "biases in the feed-forward",
-    "use_sliding_window": "sliding-window attention",
     "quantization_config": "quantised weights",
 }
 TOKENIZER_FILES = (
@@ -53,10 +67,13 @@ class ImportConfig:
 class ExportConfig:
     model: Annotated[Path, tyro.conf.Positional]
     """a Septet checkpoint: a run's final/, a step_<n>/, or a published folder"""
-    to: Literal["qwen3", "llama"] = "qwen3"
-    """qwen3 for a model with QK-norm, llama for one without"""
+    to: Literal["qwen3", "llama", "gguf", "onnx", "litert", "word2vec"] = "qwen3"
+    """qwen3 for a model with QK-norm, llama for one without: both load without remote code; gguf for llama.cpp;
+    onnx and litert for the graph of any head, without a cache; word2vec for the input embeddings"""
     output: Path = Path("exported")
-    """folder for the plain checkpoint, which loads without remote code"""
+    """folder for what is written"""
+    sequence_length: int = 128
+    """litert: tokens in a row, which its graph fixes; shorter texts are padded"""
     overwrite: bool = False
     """replace what stands at --output"""
 
@@ -78,17 +95,18 @@ def import_model(config: ImportConfig) -> Path:
 
     register()  # what is saved then carries its code
     native_class, _ = native_classes(kind)
-    shared = shared_fields(valid(folder, native_class.config_class.from_pretrained, folder))
+    shared = shared_fields(valid(folder, native_class.config_class.from_pretrained, folder), kind)
     wanted = valid(folder, SeptetConfig, **shared, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
     _convert(config, "import", folder, native_class, SeptetForCausalLM, wanted)
     return config.output
 
 
 def export_model(config: ExportConfig) -> Path:
-    """Writes the Qwen3 or Llama checkpoint; returns its folder.
+    """Writes the checkpoint in another format; returns its folder.
 
     Raises:
-        UserError: no Septet checkpoint there, one that the target cannot represent, or logits that differ.
+        UserError: no Septet checkpoint there, one that the target cannot represent, a package that is not installed,
+            or outputs that differ.
     """
     from septet.modeling.checkpoint import require_model_folder
 
@@ -97,16 +115,26 @@ def export_model(config: ExportConfig) -> Path:
     if described.get("model_type") != "septet":
         raise UserError(f"{config.model}: is a {described.get('model_type')!r} model, not a Septet one; give another")
     require_representable(config.model, described, config.to)
+    module, packages = FOREIGN.get(config.to, ("", ()))
+    require_packages(config.to, packages)
     if finished(config.output, "export", config, {"model": config.model}, config.overwrite):
         return config.output
 
+    from septet.modeling import modeling_septet
     from septet.modeling.configuration_septet import SeptetConfig
-    from septet.modeling.modeling_septet import SeptetForCausalLM
 
-    native_class, native_config = native_classes(config.to)
-    shared = shared_fields(valid(config.model, SeptetConfig.from_pretrained, config.model))
-    wanted = valid(config.model, native_config, **shared)
-    _convert(config, "export", config.model, SeptetForCausalLM, native_class, wanted)
+    source_config = valid(config.model, SeptetConfig.from_pretrained, config.model)
+    if not module:
+        native_class, native_config = native_classes(config.to)
+        wanted = valid(config.model, native_config, **shared_fields(source_config, config.to))
+        _convert(config, "export", config.model, modeling_septet.SeptetForCausalLM, native_class, wanted)
+        return config.output
+
+    head = "SeptetForCausalLM" if config.to == "gguf" else head_of(config.model, described)
+    write = getattr(importlib.import_module(f"septet.modeling.{module}"), f"write_{config.to}")
+    with writing(config.output, "export", config, {"model": config.model}) as out:
+        line = write(config, getattr(modeling_septet, head), source_config, out)
+    print(f"export: {line}; {config.output}", flush=True)
     return config.output
 
 
@@ -127,7 +155,7 @@ def find_source(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
-            f"{model}: no such folder, and the Hub does not give it ({_one_line(error)}); check the name, or log in"
+            f"{model}: no such folder, and the Hub does not give it ({one_line(error)}); check the name, or log in"
         ) from error
 
 
@@ -151,21 +179,76 @@ def native_kind(folder: Path) -> str:
 
 def require_representable(folder: Path, described: dict[str, Any], target: str) -> None:
     """Raises a `UserError` where the target's architecture reads or computes otherwise than this checkpoint."""
-    mode, qk_norm, heads = (described.get(key) for key in ("attention_mode", "qk_norm", "trained_heads"))
+    if described.get("quantization_config"):
+        raise UserError(f"{folder}: its weights are quantised; {target} is written from the full ones; give those")
+    if target == "word2vec":
+        return
+    heads, rope = described.get("trained_heads"), described.get("rope_parameters") or {}
+    rope_type = rope.get("rope_type", "default")
+    if target in ("onnx", "litert"):
+        head = head_of(folder, described)
+        if heads and head != "SeptetModel" and head not in heads:
+            raise UserError(f"{folder}: its {head} is untrained (trained: {', '.join(heads)}); fine-tune it first")
+        if rope_type == "dynamic":
+            raise UserError(
+                f"{folder}: its dynamic rotary scaling changes with the length of the text, which a graph cannot "
+                f"hold; set rope_parameters to another kind, or pass --to {'qwen3' if _qk_norm(described) else 'llama'}"
+            )
+        return
+
+    mode = described.get("attention_mode")
     if mode not in (None, "causal"):
         raise UserError(
             f"{folder}: attention_mode is {mode!r}; {target} reads causally only, and would read its prompts otherwise "
-            "than in training; export a causal checkpoint"
+            "than in training; export a causal checkpoint, or pass --to onnx"
         )
     if heads and "SeptetForCausalLM" not in heads:
         raise UserError(
             f"{folder}: was trained as {', '.join(heads)}; {target} takes the causal head, which is not among them; "
-            "export a checkpoint with a trained causal head"
+            "export a checkpoint with a trained causal head, or pass --to onnx"
         )
-    if (qk_norm is not False) != QK_NORM[target]:
+    if described.get("use_sliding_window") and target != "qwen3":
+        reader = "llama.cpp reads these models whole" if target == "gguf" else "llama has none"
+        raise UserError(f"{folder}: has sliding windows; {reader}; pass --to qwen3 (with QK-norm) or onnx")
+    if target == "gguf":
+        kind = "qwen3" if _qk_norm(described) else "llama"
+        known = ("default", "linear", "yarn") if kind == "qwen3" else ("default", "linear", "yarn", "llama3")
+        if rope_type not in known:
+            raise UserError(
+                f"{folder}: its rotary scaling is {rope_type!r}; llama.cpp has {', '.join(known)} for this "
+                f"architecture; pass --to {kind}"
+            )
+        if described.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise UserError(
+                f"{folder}: hidden_act is {described['hidden_act']!r}; llama.cpp computes silu here; pass --to {kind}"
+            )
+        return
+    if _qk_norm(described) != QK_NORM[target]:
         other = "qwen3" if target == "llama" else "llama"
         has = "has no QK-norm" if target == "llama" else "normalises queries and keys"
-        raise UserError(f"{folder}: qk_norm is {qk_norm is not False}; {target} {has}; pass --to {other}")
+        raise UserError(f"{folder}: qk_norm is {_qk_norm(described)}; {target} {has}; pass --to {other}")
+
+
+def _qk_norm(described: dict[str, Any]) -> bool:
+    return described.get("qk_norm") is not False
+
+
+def head_of(folder: Path, described: dict[str, Any]) -> str:
+    """The Septet class that saved a checkpoint; a `UserError` where that is no class of ours."""
+    from septet.modeling.modeling_septet import __all__ as known
+
+    name = (described.get("architectures") or ["SeptetForCausalLM"])[0]
+    if name not in known:
+        raise UserError(f"{folder}: its architecture is {name!r}; {suggestion(str(name), known)}")
+    return name
+
+
+def require_packages(target: str, names: tuple[str, ...]) -> None:
+    """Raises a `UserError` with the pip command where a format's packages are not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        install = INSTALL.get(target, 'pip install "septet[export]"')
+        raise UserError(f"--to {target}: needs {', '.join(missing)}, not installed here; {install}")
 
 
 def native_classes(kind: str) -> tuple[Any, Any]:
@@ -176,9 +259,10 @@ def native_classes(kind: str) -> tuple[Any, Any]:
     return getattr(transformers, f"{name}ForCausalLM"), getattr(transformers, f"{name}Config")
 
 
-def shared_fields(config: Any) -> dict[str, Any]:
-    """The configuration fields that mean the same in Septet, Llama and Qwen3."""
-    return {name: getattr(config, name) for name in SHARED_FIELDS}
+def shared_fields(config: Any, kind: str) -> dict[str, Any]:
+    """The configuration fields that mean the same in Septet and in Llama or Qwen3."""
+    names = (*SHARED_FIELDS, *(WINDOW_FIELDS if kind == "qwen3" else ()))
+    return {name: getattr(config, name) for name in names}
 
 
 def valid(folder: Path, make_config: Callable[..., Any], *args: Any, **fields: Any) -> Any:
@@ -186,7 +270,7 @@ def valid(folder: Path, make_config: Callable[..., Any], *args: Any, **fields: A
     try:
         return make_config(*args, **fields)
     except Exception as error:  # huggingface_hub's strict dataclasses raise errors of their own
-        raise UserError(f"{folder}: its config.json cannot be taken over: {_one_line(error)}; give another") from error
+        raise UserError(f"{folder}: its config.json cannot be taken over: {one_line(error)}; give another") from error
 
 
 # ---- the conversion ---------------------------------------------------------------------------------------------------
@@ -197,25 +281,17 @@ def _convert(config: Any, stage: str, folder: Path, source_class: Any, target_cl
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    dtype = stored_dtype(folder)
     with writing(config.output, stage, config, {"model": folder}) as out:
         source = load(source_class, folder)
+        dtype = stored_dtype(folder)
         expected = logits_of(source)
         target = transplanted(source, target_class, wanted)
         del source
         target.to(dtype).save_pretrained(out.path)
         out.counts["num_parameters"] = sum(p.numel() for p in target.parameters())
         del target  # so that a large model is in memory once
-        for pattern in TOKENIZER_FILES:
-            for file in folder.glob(pattern):
-                shutil.copyfile(file, out.path / file.name)
-        difference = float((logits_of(load(target_class, out.path)) - expected).abs().max())
-        limit = MAX_LOGIT_DIFFERENCE * max(1.0, float(expected.abs().max()))
-        if not difference <= limit:
-            raise UserError(
-                f"{folder}: the logits differ by {difference:.3g} after the {stage}; at most {limit:.3g} is rounding; "
-                "nothing was written; its configuration has something that this version does not know"
-            )
+        copy_tokenizer(folder, out.path)
+        difference = agreement(folder, logits_of(load(target_class, out.path)), expected)
         out.counts.update(max_logit_difference=difference, dtype=str(dtype).removeprefix("torch."))
     print(
         f"{stage}: {out.counts['num_parameters']:,} parameters in {out.counts['dtype']}; logits differ by at most "
@@ -224,41 +300,53 @@ def _convert(config: Any, stage: str, folder: Path, source_class: Any, target_cl
     )
 
 
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Copies the tokenizer's files as they are."""
+    for pattern in TOKENIZER_FILES:
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+
+
+def agreement(folder: Path, got: Any, expected: Any) -> float:
+    """The largest difference between two tensors of outputs; a `UserError` where it is more than rounding."""
+    difference = float((got - expected).abs().max())
+    limit = MAX_LOGIT_DIFFERENCE * max(1.0, float(expected.abs().max()))
+    if not difference <= limit:
+        raise UserError(
+            f"{folder}: the logits differ by {difference:.3g} after the conversion; at most {limit:.3g} is rounding; "
+            "nothing was written; its configuration has something that this version does not know"
+        )
+    return difference
+
+
 def stored_dtype(folder: Path) -> Any:
     """The type of the stored weights, or float32, which loses nothing, where there are several."""
     import torch
-    from safetensors import safe_open
 
-    found = set()
-    for path in folder.glob("model*.safetensors"):
-        try:
-            with safe_open(path, "pt") as file:
-                found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except Exception as error:  # safetensors raises its own type
-            raise UserError(f"{path}: is damaged ({_one_line(error)}); download or save it again") from error
-    return (
-        {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop(), torch.float32)
-        if len(found) == 1
-        else torch.float32
-    )
+    from septet.modeling.checkpoint import stored_tensors
+
+    found = {tensor.dtype for tensor in stored_tensors(folder).values()}
+    known = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return known.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
-def load(model_class: Any, folder: Path) -> Any:
+def load(model_class: Any, folder: Path, **options: Any) -> Any:
     """The model in float32, which holds bfloat16 and float16 exactly, in eval mode.
 
     Raises:
-        UserError: weights that cannot be read, or that are not all there.
+        UserError: weights that are damaged, or are not those of the configuration; the message names the tensor.
     """
     import torch
 
+    from septet.modeling.checkpoint import check_weights
+
+    check_weights(folder, model_class, valid(folder, model_class.config_class.from_pretrained, folder))
     try:
-        model, info = model_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        model = model_class.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **options
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({_one_line(error)}); download or save it again") from error
-    if info["missing_keys"]:
-        raise UserError(f"{folder}: its weights lack {sorted(info['missing_keys'])[0]}; download or save it again")
+        raise UserError(f"{folder}: cannot be loaded ({one_line(error)}); download or save it again") from error
     return model.eval()
 
 
@@ -285,7 +373,8 @@ def logits_of(model: Any) -> Any:
         return model(ids).logits
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, for a message to the user."""
     return " ".join(str(error).split())[:300]
 
 

@@ -110,7 +110,7 @@ class SeptetRotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(config: SeptetConfig, device=None, **kwargs) -> tuple[torch.Tensor, float]:
         """Inverse frequencies `theta^(-2i/D)`, (D/2,), and the scaling of cos and sin (1: unused here)."""
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device) / config.head_dim
-        return config.rope_parameters["rope_theta"] ** -exponents, 1.0
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
     @torch.no_grad()
     @dynamic_rope_update
@@ -129,7 +129,7 @@ def apply_rotary_pos_emb(states: torch.Tensor, cos: torch.Tensor, sin: torch.Ten
     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) over the two halves of the last dimension, as Llama's `rotate_half`
     does; the halves are swapped by one roll, since `sin` carries the sign.
     """
-    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, dims=-1), sin)
+    return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * sin  # (addcmul rounds otherwise than Llama)
 
 
 def eager_attention_forward(
@@ -951,7 +951,7 @@ class SeptetForSequenceClassification(SeptetPreTrainedModel):
         if self.config.classifier_pooling == "mean":
             return (hidden_states * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
         last = (keep * torch.arange(1, keep.shape[1] + 1, device=keep.device)).argmax(-1)
-        return hidden_states[torch.arange(len(last), device=keep.device), last]
+        return hidden_states[torch.arange(last.shape[0], device=keep.device), last]
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, binary cross-entropy or squared error by `config.problem_type` (guessed from the labels)."""

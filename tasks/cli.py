@@ -33,7 +33,12 @@ VERBS = {
     "import": Verb(
         "modeling.convert", "ImportConfig", "take a Llama or Qwen3 checkpoint as a Septet one", "import_model"
     ),
-    "export": Verb("modeling.convert", "ExportConfig", "write a checkpoint as plain Qwen3 or Llama", "export_model"),
+    "export": Verb(
+        "modeling.convert",
+        "ExportConfig",
+        "write as plain Qwen3, Llama, GGUF, ONNX, LiteRT or word2vec",
+        "export_model",
+    ),
     "finetune": Verb("tasks.harness.finetune", "FinetuneConfig", "fine-tune on a task, whole or by LoRA"),
     "evaluate": Verb("tasks.harness.predict", "EvaluateConfig", "predict, score and report"),
     "compare": Verb("tasks.harness.compare", "CompareConfig", "two reports side by side, with paired tests"),
@@ -41,6 +46,9 @@ VERBS = {
     "publish": Verb("tasks.hub.publish", "PublishConfig", "build a Hub folder, verify it, upload it if asked"),
     "verify": Verb("tasks.hub.verify", "VerifyConfig", "load a published folder as a stranger would, and check it"),
     "serve": Verb("tasks.hub.serve", "ServeConfig", "a page on this machine to try a fine-tuned model"),
+    "serve-api": Verb(
+        "tasks.hub.serve_api", "ServeApiConfig", "an OpenAI-compatible server for a checkpoint that generates"
+    ),
     "demo": Verb("tasks.demo", "DemoConfig", "the whole route on the embedded sample"),
 }
 
