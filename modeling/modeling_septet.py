@@ -87,7 +87,7 @@ def project(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         output = torch.bmm(weight.view(8, -1, width), columns.expand(8, width, 1))
     else:
         output = torch.mm(weight, columns).t()
-    return output.reshape(*hidden_states.shape[:-1], -1)
+    return output.reshape(*hidden_states.shape[:-1], linear.out_features)
 
 
 class SeptetRotaryEmbedding(nn.Module):
@@ -291,6 +291,13 @@ def document_ids_of(position_ids: torch.Tensor) -> torch.Tensor:
     return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(dim=-1)
 
 
+def positions_of(cu_seq_lens: torch.Tensor, batch: int, length: int) -> torch.Tensor:
+    """(B, T) positions from the bounds of the documents of the flattened batch, as FlashAttention takes them."""
+    flat = torch.arange(batch * length, device=cu_seq_lens.device)
+    document = torch.bucketize(flat, cu_seq_lens[1:].to(flat.dtype), right=True).clamp(max=len(cu_seq_lens) - 1)
+    return (flat - cu_seq_lens[document]).view(batch, length)
+
+
 class SeptetModel(SeptetPreTrainedModel):
     """The decoder without a head. Qwen3's, with masks for three ways of reading and exact document boundaries.
 
@@ -332,8 +339,9 @@ class SeptetModel(SeptetPreTrainedModel):
             input_ids: (B, T) token ids; or give `inputs_embeds`, (B, T, H).
             attention_mask: (B, S) ones where there is a token and zeros where there is padding, or a prepared 4D mask.
                 A row of padding alone comes out finite and means nothing.
-            position_ids: (B, T). Positions that restart within a row mark packed documents; no document sees another,
-                whatever the attention implementation, and padding within them stays hidden as well.
+            position_ids: (B, T). Positions that restart within a row mark packed documents (so do FlashAttention's
+                `cu_seq_lens_q`); no document sees another, whatever the attention implementation, and padding within
+                them stays hidden as well.
             prefix_lengths: (B,) how many leading positions of each row, padding included, see one another in both
                 directions. Only with `attention_mode` "causal" or "prefix".
             attention_mode: overrides the model's own for this call.
@@ -359,6 +367,8 @@ class SeptetModel(SeptetPreTrainedModel):
         check_shapes(self.config, inputs_embeds, attention_mask, position_ids, past_key_values, seen)
 
         documents = None
+        if position_ids is None and kwargs.get("cu_seq_lens_q") is not None and past_key_values is None:
+            position_ids = positions_of(kwargs["cu_seq_lens_q"], *inputs_embeds.shape[:2])
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
         elif position_ids.shape[-1] > 1 and not isinstance(attention_mask, dict):
@@ -482,11 +492,14 @@ def septet_mask(
         "past_key_values": past_key_values,
     }
     if documents is not None:
-        last = documents.shape[1] - 1  # a static cache has more columns than there are positions; causality hides them
         documents = documents.expand(inputs_embeds.shape[0], -1)  # positions may be given once for all rows
+        if getattr(past_key_values, "is_compileable", False):
+            # A static cache has more columns than there are positions; causality hides them.
+            columns = max(layer.max_cache_len for layer in past_key_values.layers)
+            documents = functional.pad(documents, (0, max(0, columns - documents.shape[1])), value=-1)
 
         def same_document(batch_idx, head_idx, q_idx, kv_idx):
-            return documents[batch_idx, q_idx.clamp(max=last)] == documents[batch_idx, kv_idx.clamp(max=last)]
+            return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
 
         common["and_mask_function"] = same_document
     if causal and prefix_lengths is not None:
