@@ -185,12 +185,11 @@ class SeptetAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         is_causal = self.is_causal if is_causal is None else is_causal
         batch_and_length = hidden_states.shape[:-1]
-        heads = (*batch_and_length, -1, self.head_dim)
-        query = self.q_norm(project(self.q_proj, hidden_states).view(heads))  # (B, T, N, D)
-        key = self.k_norm(project(self.k_proj, hidden_states).view(heads))  # (B, T, K, D)
+        query = self.q_norm(self.in_heads(project(self.q_proj, hidden_states)))  # (B, T, N, D)
+        key = self.k_norm(self.in_heads(project(self.k_proj, hidden_states)))  # (B, T, K, D)
+        value = self.in_heads(project(self.v_proj, hidden_states)).transpose(1, 2)  # (B, K, T, D)
         query = apply_rotary_pos_emb(query, *position_embeddings).transpose(1, 2)  # (B, N, T, D)
         key = apply_rotary_pos_emb(key, *position_embeddings).transpose(1, 2)  # (B, K, T, D)
-        value = project(self.v_proj, hidden_states).view(heads).transpose(1, 2)  # (B, K, T, D)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
 
@@ -207,7 +206,11 @@ class SeptetAttention(nn.Module):
             is_causal=is_causal,
             **kwargs,
         )
-        return project(self.o_proj, output.reshape(*batch_and_length, -1)), weights
+        return project(self.o_proj, output.reshape(*batch_and_length, query.shape[1] * self.head_dim)), weights
+
+    def in_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, T, N * D) -> (B, T, N, D); under tensor parallelism N is this process's share."""
+        return states.view(*states.shape[:-1], states.shape[-1] // self.head_dim, self.head_dim)
 
 
 class SeptetMLP(nn.Module):
@@ -350,7 +353,7 @@ class SeptetModel(SeptetPreTrainedModel):
         them, the model was not trained there.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, an empty sequence, ids outside the
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, an empty batch or sequence, ids outside the
                 vocabulary (on a CPU; an accelerator would have to stop and look), a mask or positions of another shape,
                 `prefix_lengths` in bidirectional mode, or packed documents that continue a cache.
         """
@@ -426,8 +429,8 @@ def embed(embed_tokens: nn.Embedding, input_ids: torch.Tensor) -> torch.Tensor:
 def check_shapes(config, inputs_embeds, attention_mask, position_ids, past_key_values, seen) -> None:
     """Raises a ValueError where shapes do not fit, and warns beyond the rotary range."""
     batch, length = inputs_embeds.shape[:2]
-    if length == 0:
-        raise ValueError(f"the sequences are empty (batch of {batch}, length 0); give at least one token a row")
+    if batch == 0 or length == 0:
+        raise ValueError(f"the input is empty ({batch} rows of length {length}); give at least one row of one token")
     if position_ids is not None and (
         position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length
     ):
@@ -844,7 +847,7 @@ class SeptetForNextSentencePrediction(SeptetPreTrainedModel):
         logits = self.nsp_head(outputs.last_hidden_state[:, 0])  # (B, 2)
         loss = None
         if labels is not None:
-            labels = labels.view(-1)
+            labels = labels.reshape(-1)
             check_labels("labels", labels, logits.shape[:1], 2)
             loss = functional.cross_entropy(logits.float(), labels)
         return NextSentencePredictorOutput(
@@ -904,7 +907,7 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
         elif not (skip_logits and next_sentence_label is not None):
             prediction_logits = self.lm_head(hidden_states)
         if next_sentence_label is not None:
-            next_sentence_label = next_sentence_label.view(-1)
+            next_sentence_label = next_sentence_label.reshape(-1)
             check_labels("next_sentence_label", next_sentence_label, hidden_states.shape[:1], 2)
             losses.append(functional.cross_entropy(seq_relationship_logits.float(), next_sentence_label))
         return SeptetForPreTrainingOutput(
@@ -983,7 +986,7 @@ class SeptetForSequenceClassification(SeptetPreTrainedModel):
         if self.config.problem_type == "multi_label_classification":
             check_labels("labels", labels, logits.shape)
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        labels = labels.view(-1)
+        labels = labels.reshape(-1)
         check_labels("labels", labels, logits.shape[:1], self.num_labels)
         return functional.cross_entropy(logits, labels)
 
@@ -1053,8 +1056,8 @@ class SeptetForQuestionAnswering(SeptetPreTrainedModel):
             batch, length = start_logits.shape
             loss = 0.0
             for name, logits, positions in (
-                ("start_positions", start_logits, start_positions.view(-1)),
-                ("end_positions", end_logits, end_positions.view(-1)),
+                ("start_positions", start_logits, start_positions.reshape(-1)),
+                ("end_positions", end_logits, end_positions.reshape(-1)),
             ):
                 check_labels(name, positions, (batch,))
                 loss = (

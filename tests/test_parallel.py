@@ -6,6 +6,7 @@ rank compares with is the whole model in its own memory.
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -98,9 +99,10 @@ def tensor_parallel_heads(folder: Path) -> None:
         "QuestionAnswering": {"start_positions": kinds, "end_positions": kinds + 3},
     }
     for head, columns in labels.items():
+        torch.manual_seed(0)  # the heads that the folder does not hold are to be the same on both ranks
         reference, model = (load(folder, f"AutoModelFor{head}", **layout) for layout in ({}, {"tp_plan": "auto"}))
         for name, child in model.named_children():
-            if name not in ("model", "lm_head", "dropout"):  # a head that the folder does not hold
+            if name not in ("model", "lm_head", "dropout"):
                 child.load_state_dict(getattr(reference, name).state_dict())
         expected, outputs = reference(IDS, **columns), model(IDS, **columns)
         close(outputs.loss, expected.loss, head)
@@ -114,27 +116,27 @@ def fully_sharded(root: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mine = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
-    targets = (LABELS[:, 1:] != -100).sum()
-    for kind in ("tied", "untied"):
-        reference = load(root / kind)
+    for kind, head in itertools.product(("tied", "untied"), ("CausalLM", "MaskedLM")):
+        folder, auto_class = root / kind, f"AutoModelFor{head}"
+        targets = (LABELS[:, 1 if head == "CausalLM" else 0 :] != -100).sum()
+        reference = load(folder, auto_class)
         expected = reference(IDS, labels=LABELS)
         expected.loss.backward()
-        by_plan, by_hand = load(root / kind, fsdp_size=2), load(root / kind)
+        by_plan, by_hand = load(folder, auto_class, fsdp_size=2), load(folder, auto_class)
         for layer in by_hand.model.layers:
             fully_shard(layer)
         fully_shard(by_hand)
         for model in (by_plan, by_hand):
             assert 0.49 < share_held(model, reference) < 0.51
-            for checkpointing in (False, True):
+            for checkpointing, skip_logits in itertools.product((False, True), (False, True)):
                 if checkpointing:
                     model.train().gradient_checkpointing_enable()
-                for skip_logits in (False, True):
-                    outputs = model(IDS[mine], labels=LABELS[mine], skip_logits=skip_logits, num_items_in_batch=targets)
-                    total = outputs.loss.detach().clone()
-                    dist.all_reduce(total)
-                    close(total, expected.loss, "loss")
-                    (outputs.loss * 2).backward()  # FSDP takes the ranks' mean; the loss is a sum over all targets
-                    close_gradients(model, reference)
+                outputs = model(IDS[mine], labels=LABELS[mine], skip_logits=skip_logits, num_items_in_batch=targets)
+                total = outputs.loss.detach().clone()
+                dist.all_reduce(total)
+                close(total, expected.loss, "loss")
+                (outputs.loss * 2).backward()  # FSDP takes the ranks' mean; the loss is a sum over all targets
+                close_gradients(model, reference)
 
 
 class Stage(nn.Module):
