@@ -106,19 +106,14 @@ def timed(run: Any, device: str) -> float:
 
 def compare(ours: Any, theirs: Any, work: float, rounds: int, device: str) -> dict[str, float]:
     """Runs both in turns. `work` is what one run does (tokens), so that the figures are a rate."""
-    import torch
-
     pairs = []
     for index in range(rounds + 1):
         gc.collect()
-        seconds = (
-            [timed(ours, device), timed(theirs, device)]
-            if index % 2
-            else [timed(theirs, device), timed(ours, device)][::-1]
-        )
+        seconds = {}
+        for run in (ours, theirs) if index % 2 else (theirs, ours):  # whoever is second may find the caches warm
+            seconds[run] = timed(run, device)
         if index:
-            pairs.append(seconds)
-    del torch
+            pairs.append((seconds[ours], seconds[theirs]))
     return {
         "septet_tokens_per_second": work / statistics.median(s for s, _ in pairs),
         "peer_tokens_per_second": work / statistics.median(p for _, p in pairs),
@@ -206,10 +201,9 @@ def measure(size: str, peer: str, options: argparse.Namespace) -> dict[str, dict
                 results[f"{what} {rows}"] = compare(
                     first, second, rows * options.new_tokens, options.rounds, options.device
                 )
-        elif what == "memory":
-            if size == next(iter(options.sizes.split(","))):
-                mine, other = (one_step_apart(n, options) for n in (f"septet-{peer}", peer))
-                results[what] = {"septet_mib": mine, "peer_mib": other, "ratio": mine / other}
+        elif what == "memory" and size == options.sizes.split(",")[0]:  # it has a shape of its own
+            mine, other = (one_step_apart(n, options) for n in (f"septet-{peer}", peer))
+            results[what] = {"septet_mib": mine, "peer_mib": other, "ratio": mine / other}
         del ours, theirs
         gc.collect()
         if options.device != "cpu":
@@ -229,13 +223,10 @@ def one_step(name: str, device: str, dtype: str) -> None:
 
     import torch
 
-    from septet.modeling import keep_freed_memory
-
     vocabulary, batch, length = MEMORY_SHAPE[6:]
     ids = torch.randint(16, vocabulary, (batch, length)).to(device)
     model = make(name, MEMORY_SHAPE, device, dtype)
     step = train_step(model, ids)
-    del keep_freed_memory
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device != "cpu":
         before = torch.cuda.memory_allocated() / 2**20
@@ -251,8 +242,9 @@ def hardware(device: str) -> str:
 
     if device != "cpu":
         return torch.cuda.get_device_name()
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
-    return f"{model or platform.processor()}, {torch.get_num_threads()} threads"
+    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
 
 
 def table(results: dict[str, Any]) -> str:

@@ -226,7 +226,9 @@ class SeptetMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, up = project(self.gate_proj, hidden_states), project(self.up_proj, hidden_states)
-        return project(self.down_proj, self.act_fn(gate) * up)
+        activated = self.act_fn(gate)
+        gated = activated * up if torch.is_grad_enabled() else activated.mul_(up)  # without gradients, no new memory
+        return project(self.down_proj, gated)
 
 
 class SeptetDecoderLayer(GradientCheckpointingLayer):
