@@ -130,7 +130,7 @@ def train_step(model: Any, ids: Any, forward: Any = None) -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
     options = {"skip_logits": True} if model.config.model_type == "septet" else {}
-    forward = forward or model
+    forward = model if forward is None else forward
 
     def step() -> float:
         loss = forward(input_ids=ids, labels=ids, use_cache=False, **options).loss
@@ -144,6 +144,7 @@ def train_step(model: Any, ids: Any, forward: Any = None) -> Any:
 
 def measure(size: str, peer: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     import torch
+    from transformers import CompileConfig
 
     shape = {**SIZES, **GPU_SIZES}[size]
     vocabulary, batch, length = shape[6:]
@@ -184,7 +185,11 @@ def measure(size: str, peer: str, options: argparse.Namespace) -> dict[str, dict
                 prompt = ids.flatten()[: rows * 32].view(rows, 32)
 
                 def decode(model: Any, prompt: Any = prompt) -> Any:
-                    extra = {"cache_implementation": "static"} if options.compiled else {}
+                    extra: dict[str, Any] = {}
+                    if options.compiled:  # transformers compiles decoding on accelerators alone unless told so
+                        compile_config = CompileConfig(mode="default", dynamic=False)
+                        compile_config._compile_all_devices = True
+                        extra = {"cache_implementation": "static", "compile_config": compile_config}
                     count = options.new_tokens
 
                     def once() -> Any:

@@ -68,7 +68,7 @@ def project(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     half the speed of a batch of eight (10 against 20 GB/s on an AMD EPYC); with up to eight rows it is up to 3 times as
     fast to multiply the weights by the transposed rows. `benchmarks/model_speed.py` measures what that brings.
     """
-    if torch.is_grad_enabled() or type(linear) is not nn.Linear or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or type(linear) is not nn.Linear or torch.compiler.is_exporting():
         return linear(hidden_states)
     weight, width = linear.weight, linear.in_features
     rows = hidden_states.numel() // width
