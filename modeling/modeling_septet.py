@@ -275,11 +275,13 @@ class SeptetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Normal with std `initializer_range`; norms 1, biases 0 (transformers' rule), and two exceptions:
+        """Normal with std `initializer_range`; norms 1, biases 0 (transformers' rule), and three exceptions:
 
         - the projections that write into the residual stream get std / sqrt(2 layers) (Radford et al. 2019, GPT-2);
         - the output embedding gets at most 0.4 / sqrt(H): the final norm makes each hidden state of length sqrt(H), so
-          logits then start with std 0.4 at most and the first loss is ln(V) + 0.4^2 / 2.
+          logits then start with std 0.4 at most and the first loss is ln(V) + 0.4^2 / 2;
+        - the next-sentence head gets at most 0.1 / sqrt(H): all rows begin with the same token, hence with one guess,
+          and a strong one would start far from ln(2).
         """
         super()._init_weights(module)
         if getattr(module, "writes_residual", False):
@@ -289,6 +291,8 @@ class SeptetPreTrainedModel(PreTrainedModel):
         ):
             output_std = min(self.config.initializer_range, 0.4 * self.config.hidden_size**-0.5)
             init.normal_(module.weight, std=output_std)
+        elif module is getattr(self, "nsp_head", None):
+            init.normal_(module.weight, std=min(self.config.initializer_range, 0.1 * self.config.hidden_size**-0.5))
 
 
 def document_ids_of(position_ids: torch.Tensor) -> torch.Tensor:
@@ -791,6 +795,7 @@ class SeptetForMaskedLM(SeptetPreTrainedModel):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
@@ -877,6 +882,8 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
 
     accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: SeptetConfig):
         super().__init__(config)
