@@ -175,7 +175,7 @@ class SeptetConfig(PreTrainedConfig):
         for kind in self.layer_types:
             require(kind in kinds, "layer_types", kind, f"with these settings each must be one of {', '.join(kinds)}")
         require(
-            len(self.layer_types) == self.num_hidden_layers,
+            len(self.layer_types) >= self.num_hidden_layers,
             "layer_types", f"{len(self.layer_types)} entries", f"num_hidden_layers is {self.num_hidden_layers}",
         )  # fmt: skip
 
@@ -185,8 +185,10 @@ class SeptetConfig(PreTrainedConfig):
         kind = rope["rope_type"]
         kinds = ("default", "linear", "dynamic", "yarn", "llama3")
         require(kind in kinds, "rope_type", kind, f"must be one of {', '.join(kinds)}")
-        theta = rope["rope_theta"]
-        require(theta > 0, "rope_theta", theta, "must be above 0")
+        theta = rope.get("rope_theta")
+        require(isinstance(theta, (int, float)) and theta > 0, "rope_theta", theta, "must be a number above 0")
+        partial = rope.get("partial_rotary_factor", 1.0)
+        require(partial == 1.0, "partial_rotary_factor", partial, "Septet rotates all of a head; must be 1.0")
         if kind == "default":
             return
         factor = rope.get("factor")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -60,27 +61,32 @@ class SeptetRMSNorm(nn.Module):
         return functional.rms_norm(hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.eps)
 
 
+def is_plain(linear: nn.Module, hidden_states: torch.Tensor) -> bool:
+    """Whether a module is a bare `nn.Linear` whose weight may be used directly: not adapted, quantised, sharded,
+    offloaded or hooked."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and linear.weight.device == hidden_states.device
+        and linear.bias is None
+        and not (linear._forward_hooks or linear._forward_pre_hooks or "forward" in linear.__dict__)
+    )
+
+
 def project(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """`linear(hidden_states)`, faster where a CPU decodes: without gradients, in float32, a plain bias-free `nn.Linear`
-    (not one that is adapted, quantised, sharded or hooked) and few rows.
+    """`linear(hidden_states)`, faster where a CPU decodes: without gradients, in float32, a plain linear and few rows.
 
     With one row the product is bound by how fast the weights are read, and a matrix-vector product in MKL reads them at
     half the speed of a batch of eight (10 against 20 GB/s on an AMD EPYC); with up to eight rows it is up to 3 times as
     fast to multiply the weights by the transposed rows. `benchmarks/model_speed.py` measures what that brings.
     """
-    if torch.is_grad_enabled() or type(linear) is not nn.Linear or torch.compiler.is_exporting():
+    if torch.is_grad_enabled() or not hidden_states.is_cpu or torch.compiler.is_exporting():
         return linear(hidden_states)
-    weight, width = linear.weight, linear.in_features
-    rows = hidden_states.numel() // width
-    if (
-        rows > 8
-        or (rows > 2 and width >= 1024)
-        or type(weight) is not nn.Parameter
-        or not (weight.is_cpu and weight.dtype == hidden_states.dtype == torch.float32)
-        or linear.bias is not None
-        or linear._forward_hooks
-        or linear._forward_pre_hooks
-    ):
+    rows, width = hidden_states.numel() // hidden_states.shape[-1], hidden_states.shape[-1]
+    if rows > 8 or (rows > 2 and width >= 1024) or not is_plain(linear, hidden_states):
+        return linear(hidden_states)
+    weight = linear.weight
+    if not weight.dtype == hidden_states.dtype == torch.float32:
         return linear(hidden_states)
     columns = hidden_states.reshape(rows, width).t()
     if rows == 1 and linear.out_features % 8 == 0:
@@ -226,9 +232,7 @@ class SeptetMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, up = project(self.gate_proj, hidden_states), project(self.up_proj, hidden_states)
-        activated = self.act_fn(gate)
-        gated = activated * up if torch.is_grad_enabled() else activated.mul_(up)  # without gradients, no new memory
-        return project(self.down_proj, gated)
+        return project(self.down_proj, self.act_fn(gate) * up)
 
 
 class SeptetDecoderLayer(GradientCheckpointingLayer):
@@ -321,6 +325,7 @@ class SeptetModel(SeptetPreTrainedModel):
         self.attention_mode = attention_mode or config.attention_mode
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([SeptetDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        config.validate_windows()  # the fields may have been changed since the configuration was made
         for layer in self.layers:
             layer.self_attn.is_causal = self.attention_mode != "bidirectional"
         self.norm = SeptetRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -348,9 +353,9 @@ class SeptetModel(SeptetPreTrainedModel):
             input_ids: (B, T) token ids; or give `inputs_embeds`, (B, T, H).
             attention_mask: (B, S) ones where there is a token and zeros where there is padding, or a prepared 4D mask.
                 A row of padding alone comes out finite and means nothing.
-            position_ids: (B, T). Positions that restart within a row mark packed documents (so do FlashAttention's
-                `cu_seq_lens_q`); no document sees another, whatever the attention implementation, and padding within
-                them stays hidden as well.
+            position_ids: (B, T) or (1, T). Positions that restart within a row mark packed documents (so do
+                FlashAttention's `cu_seq_lens_q`); no document sees another, whatever the attention implementation, and
+                padding within them stays hidden as well. Packed rows make no cache: nothing could continue it.
             prefix_lengths: (B,) how many leading positions of each row, padding included, see one another in both
                 directions. Only with `attention_mode` "causal" or "prefix".
             attention_mode: overrides the model's own for this call.
@@ -367,33 +372,47 @@ class SeptetModel(SeptetPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = embed(self.embed_tokens, input_ids)
-        causal = (attention_mode or self.attention_mode) != "bidirectional"
-        if not causal and prefix_lengths is not None:
-            raise ValueError("prefix_lengths mean nothing in bidirectional reading; leave them out or read causally")
-        if use_cache and past_key_values is None and causal:
-            past_key_values = DynamicCache(config=self.config)
+        attention_mode = attention_mode or self.attention_mode
+        causal = attention_mode != "bidirectional"
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        check_shapes(self.config, inputs_embeds, attention_mask, position_ids, past_key_values, seen)
+        check_shapes(
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            seen,
+            prefix_lengths,
+            attention_mode,
+        )
+        batch, length = inputs_embeds.shape[:2]
 
         documents = None
-        if position_ids is None and kwargs.get("cu_seq_lens_q") is not None and past_key_values is None:
-            position_ids = positions_of(kwargs["cu_seq_lens_q"], *inputs_embeds.shape[:2])
-        if position_ids is None:
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
-        elif position_ids.shape[-1] > 1 and not isinstance(attention_mask, dict):
-            documents = document_ids_of(position_ids)
+        bounds = kwargs.get("cu_seq_lens_q")
+        if kwargs.get("cache") is not None or isinstance(attention_mask, dict):
+            pass  # continuous batching, and `generate` with a static cache, keep documents apart themselves
+        elif bounds is not None:
+            restarting = positions_of(bounds, batch, length)
+            documents = document_ids_of(restarting)
+            position_ids = restarting if position_ids is None else position_ids
+        elif position_ids is not None and length > 1:
+            documents = document_ids_of(position_ids).expand(batch, -1)  # positions may be given once for all rows
             # Without restarts no mask is needed. A compiled graph cannot look, and masks always. (The prompt of a padded
             # batch also restarts; there the mask of documents hides only padding.)
-            if not torch.compiler.is_compiling():
-                if not bool((documents[:, -1] > 0).any()):
-                    documents = None
-                elif past_key_values is not None and seen > 0:
-                    raise ValueError(
-                        f"position_ids restart, as of packed documents, but the cache holds {int(seen)} positions "
-                        "already; packed documents are read at once: pass them without past_key_values"
-                    )
+            if not torch.compiler.is_compiling() and not bool((documents[:, -1] > 0).any()):
+                documents = None
+        packed = documents is not None and not torch.compiler.is_compiling()
+        if packed and seen > 0:
+            raise ValueError(
+                f"position_ids restart, as of packed documents, but the cache holds {int(seen)} positions already; "
+                "packed documents are read at once: pass them without past_key_values"
+            )
+        if use_cache and past_key_values is None and causal and not packed:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs_embeds.device)[None] + seen
 
-        if not isinstance(attention_mask, dict):  # `generate` prepares a dict of masks for static caches
+        if not isinstance(attention_mask, dict):
             if documents is not None and "flash" in self.config._attn_implementation:
                 kwargs.update(flash_documents(documents, attention_mask))
                 attention_mask = documents = None
@@ -432,24 +451,34 @@ def embed(embed_tokens: nn.Embedding, input_ids: torch.Tensor) -> torch.Tensor:
         ) from error
 
 
-def check_shapes(config, inputs_embeds, attention_mask, position_ids, past_key_values, seen) -> None:
+def check_shapes(
+    config, inputs_embeds, attention_mask, position_ids, past_key_values, seen, prefix_lengths, attention_mode
+) -> None:
     """Raises a ValueError where shapes do not fit, and warns beyond the rotary range."""
     batch, length = inputs_embeds.shape[:2]
     if batch == 0 or length == 0:
         raise ValueError(f"the input is empty ({batch} rows of length {length}); give at least one row of one token")
-    if position_ids is not None and (
-        position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length
-    ):
-        raise ValueError(f"position_ids have shape {tuple(position_ids.shape)}; the input needs ({batch}, {length})")
+    if attention_mode not in ("causal", "prefix", "bidirectional"):
+        raise ValueError(f'attention_mode is {attention_mode!r}; must be "causal", "prefix" or "bidirectional"')
+    if prefix_lengths is not None:
+        if attention_mode == "bidirectional":
+            raise ValueError("prefix_lengths mean nothing in bidirectional reading; leave them out or read causally")
+        if tuple(prefix_lengths.shape) != (batch,):
+            raise ValueError(f"prefix_lengths have shape {tuple(prefix_lengths.shape)}; the input needs ({batch},)")
+    if position_ids is not None:
+        shape = tuple(position_ids.shape)
+        if len(shape) != 2 or shape[0] not in (1, batch) or shape[1] != length:
+            raise ValueError(f"position_ids have shape {shape}; the input needs ({batch}, {length})")
+    is_tensor = isinstance(attention_mask, torch.Tensor)
+    if is_tensor and attention_mask.dim() not in (2, 4):
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; must have 2 or 4 dimensions")
     if torch.compiler.is_compiling() or getattr(past_key_values, "is_compileable", False):
         return  # static caches and graphs: lengths are tensors or symbols there
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
-        total = seen + length
-        if attention_mask.shape != (batch, total):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; the input needs ({batch}, {total}): "
-                f"{length} positions" + (f" after {seen} in the cache" if seen else "")
-            )
+    if is_tensor and attention_mask.dim() == 2 and attention_mask.shape != (batch, seen + length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; the input needs ({batch}, {seen + length}): "
+            f"{length} positions" + (f" after {seen} in the cache" if seen else "")
+        )
     if seen + length > config.max_position_embeddings and config.rope_parameters["rope_type"] == "default":
         logger.warning_once(
             f"position {seen + length - 1} lies beyond max_position_embeddings ({config.max_position_embeddings}): the "
@@ -500,21 +529,26 @@ def septet_mask(
         "attention_mask": attention_mask,
         "past_key_values": past_key_values,
     }
-    if documents is not None:
-        documents = documents.expand(inputs_embeds.shape[0], -1)  # positions may be given once for all rows
-        if getattr(past_key_values, "is_compileable", False):
-            # A static cache has more columns than there are positions; causality hides them.
-            columns = max(layer.max_cache_len for layer in past_key_values.layers)
-            documents = functional.pad(documents, (0, max(0, columns - documents.shape[1])), value=-1)
+    if documents is not None and past_key_values is None:
 
         def same_document(batch_idx, head_idx, q_idx, kv_idx):
             return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
 
         common["and_mask_function"] = same_document
+    elif documents is not None:
+        # The documents are those of the new positions. What the cache holds already is seen, and a static cache has
+        # more columns than there are positions; causality hides those.
+        seen, last = past_key_values.get_seq_length(), documents.shape[1] - 1
+
+        def same_new_document(batch_idx, head_idx, q_idx, kv_idx):
+            query, key = (q_idx - seen).clamp(0, last), (kv_idx - seen).clamp(0, last)
+            return (kv_idx < seen) | (documents[batch_idx, query] == documents[batch_idx, key])
+
+        common["and_mask_function"] = same_new_document
     if causal and prefix_lengths is not None:
 
         def within_prefix(batch_idx, head_idx, q_idx, kv_idx):
-            return kv_idx < prefix_lengths[batch_idx]
+            return (q_idx < prefix_lengths[batch_idx]) & (kv_idx < prefix_lengths[batch_idx])
 
         common["or_mask_function"] = within_prefix
     if not causal:
@@ -536,7 +570,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, weight, labels, label_smoothing, z_loss_weight, chunk_size):
+    def forward(ctx, hidden_states, weight, labels, keep, label_smoothing, z_loss_weight, chunk_size):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_states) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
@@ -556,36 +590,40 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             exponentials = logits.sub_(largest).exp_()  # softmax times `total`, in the logits' memory
             total = exponentials.sum(dim=-1, keepdim=True)
             log_z = total.log() + largest
-            loss += (log_z - label_logits).sum()
-            if z_loss_weight:
-                loss += z_loss_weight * log_z.square().sum()
+            losses = log_z - label_logits + z_loss_weight * log_z.square()
+            loss += losses.sum() if keep is None else (losses * keep[chunk]).sum()
             if need_hidden or need_weight:
-                # The gradient of the logits is `scale` times what stands in their memory after the next lines; a row's
-                # factor is applied to the H numbers of the row, not to the V.
+                # The gradient of the logits is `scale` times what stands in their memory after the next lines. In
+                # float32 that row factor is applied to the H numbers of the row, not to the V; narrower types would
+                # lose digits, or overflow, in between.
                 scale = (1 + 2 * z_loss_weight * log_z) / total
                 exponentials.scatter_add_(1, targets, (label_smoothing - 1) / scale)
                 if label_smoothing:
                     exponentials -= label_smoothing / vocab_size / scale
-                grad_logits, scale = exponentials.to(weight.dtype), scale.to(weight.dtype)
+                if keep is not None:
+                    scale = scale * keep[chunk]
+                if weight.dtype != torch.float32:
+                    exponentials, scale = exponentials.mul_(scale).to(weight.dtype), 1
                 if need_hidden:
-                    torch.mm(grad_logits, weight, out=grad_hidden[chunk]).mul_(scale)
+                    torch.mm(exponentials, weight, out=grad_hidden[chunk]).mul_(scale)
                 if need_weight:
                     if grad_weight.dtype == weight.dtype:
-                        grad_weight.addmm_(grad_logits.T, states * scale)
+                        grad_weight.addmm_(exponentials.T, states * scale)
                     else:
-                        grad_weight += grad_logits.T @ (states * scale)
+                        grad_weight += exponentials.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def chunked_linear_cross_entropy(
@@ -606,9 +644,18 @@ def chunked_linear_cross_entropy(
     Returns:
         A float32 scalar. Divide it by the number of targets for a mean.
     """
+    device = hidden_states.device.type
+    if torch.is_autocast_enabled(device):  # the function's own products would not see autocast
+        dtype = torch.get_autocast_dtype(device)
+        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
     keep = labels != IGNORE_INDEX
+    if torch.compiler.is_compiling():  # a graph cannot drop rows whose number it does not know
+        hidden_states, weights = hidden_states.flatten(0, -2), keep.flatten()[:, None].float()
+        labels = labels.flatten().clamp(min=0)
+    else:
+        hidden_states, weights, labels = hidden_states[keep], None, labels[keep]
     return _ChunkedLinearCrossEntropy.apply(
-        hidden_states[keep], weight, labels[keep], label_smoothing, z_loss_weight, chunk_size
+        hidden_states, weight, labels, weights, label_smoothing, z_loss_weight, chunk_size
     )
 
 
@@ -644,29 +691,26 @@ def language_model_loss(
     Raises:
         ValueError: labels of another shape than the positions', or (on a CPU) outside the vocabulary.
     """
+    labels = labels.to(hidden_states.device)
     check_labels("labels", labels, hidden_states.shape[:2], head.weight.shape[0])
     logits = None
-    # A head that is sharded, quantised, adapted or offloaded must be called as the module that it is.
-    if (
-        skip_logits
-        and type(head) is nn.Linear
-        and type(head.weight) is nn.Parameter
-        and head.weight.device == hidden_states.device
-        and not head._forward_pre_hooks
-    ):
+    if skip_logits and is_plain(head, hidden_states):
         total = chunked_linear_cross_entropy(hidden_states, head.weight, labels, label_smoothing, z_loss_weight)
-    else:
+    else:  # a head that is anything else must be called as the module that it is
         logits = head(hidden_states)
         total = cross_entropy(logits, labels, label_smoothing, z_loss_weight)
     return mean_over_targets(total, labels, num_items_in_batch), None if skip_logits else logits
 
 
 def mean_over_targets(
-    total: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    total: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """A summed loss over the number of targets: this batch's, or the one that Trainer counts over the micro-batches."""
-    targets = (labels != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return total / (targets.to(total.device) if isinstance(targets, torch.Tensor) else targets)
+    """A summed loss over the number of targets, this batch's or the one that Trainer counts over the micro-batches; 0
+    where there is none."""
+    targets = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+    if isinstance(targets, torch.Tensor):
+        return total / targets.to(total.device).clamp(min=1)
+    return total / max(targets, 1)
 
 
 def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], num_classes: int | None = None) -> None:
@@ -716,7 +760,7 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
             labels: (B, T); position *t*'s logits are compared with `labels[:, t + 1]`; -100 is ignored.
             shift_labels: (B, T) instead of `labels`: position *t*'s own target, for sequences split between processes.
             logits_to_keep: project only the last so many positions (0: all), these positions, (B, T') these of each row,
-                or where a (B, T) boolean mask says so. Only without labels.
+                or where a (B, T) boolean mask says so. The loss is over all of them all the same.
             prefix_lengths: (B,) see `SeptetModel.forward`.
             skip_logits: with labels, return the loss alone and never hold all logits (the fast way to train).
         """
@@ -752,30 +796,51 @@ class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         """transformers' `generate`; a prefix-LM reads the whole prompt in both directions unless told otherwise."""
         prompt = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-        if self.config.attention_mode == "prefix" and prompt is not None and kwargs.get("prefix_lengths") is None:
-            kwargs["prefix_lengths"] = torch.full((prompt.shape[0],), prompt.shape[1], device=prompt.device)
+        cache = kwargs.get("past_key_values")
+        new = cache is None or cache.get_seq_length() == 0  # or else the prefix lies in the cache
+        if self.config.attention_mode == "prefix" and prompt is not None and new:
+            whole = torch.full((prompt.shape[0],), prompt.shape[1], device=prompt.device)
+            kwargs["prefix_lengths"] = whole if kwargs.get("prefix_lengths") is None else kwargs["prefix_lengths"]
+        settings = kwargs.get("generation_config") or self.generation_config
+        if kwargs.get("prefix_lengths") is not None and kwargs.get("prefill_chunk_size", settings.prefill_chunk_size):
+            raise ValueError("prefill_chunk_size splits a prompt that a prefix-LM must read at once; leave it out")
         return super().generate(inputs, *args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """transformers' continuous batching (`generate_batch` begins here too); paged attention reads causally."""
+        if self.config.attention_mode == "prefix":
+            raise ValueError(
+                "continuous batching cannot read a prefix in both directions; use generate, or load the model with "
+                'attention_mode="causal"'
+            )
+        return super().init_continuous_batching(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, inputs_embeds=None, is_first_iteration=False, **kwargs
     ):
         if past_key_values is not None and not is_first_iteration:
             kwargs.pop("prefix_lengths", None)  # the prompt lies in the cache, read in both directions already
-        return super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+        prefix_lengths = kwargs.get("prefix_lengths")
+        if prefix_lengths is not None and isinstance(inputs.get("attention_mask"), dict):
+            # The masks of a static cache are prepared without the prefix; the shapes and the type are all it takes.
+            shape = input_ids.shape if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"].shape[:2]
+            like = torch.empty((*shape, 0), dtype=self.dtype, device=prefix_lengths.device)
+            inputs["attention_mask"] = septet_mask(
+                self.config, like, kwargs.get("attention_mask"), past_key_values, True, prefix_lengths=prefix_lengths
+            )
+        return inputs
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs):
-        """The masks that `generate` prepares ahead for static caches."""
-        prefix_lengths = None
-        if config.attention_mode == "prefix" and inputs_embeds.shape[1] > 1 and kwargs.get("is_first_iteration", True):
-            prefix_lengths = torch.full(inputs_embeds.shape[:1], inputs_embeds.shape[1], device=inputs_embeds.device)
-        return septet_mask(config, inputs_embeds, attention_mask, past_key_values, True, prefix_lengths=prefix_lengths)
+        """The masks that `generate` prepares ahead for static caches, by kind of layer."""
+        return septet_mask(config, inputs_embeds, attention_mask, past_key_values, True)
 
 
 def keep_positions(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -827,6 +892,14 @@ class SeptetForMaskedLM(SeptetPreTrainedModel):
         )
 
 
+def first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, T, H) -> (B, H): each row's first position that is not padding."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return hidden_states[:, 0]
+    rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+    return hidden_states[rows, attention_mask.long().argmax(-1).to(hidden_states.device)]
+
+
 class SeptetForNextSentencePrediction(SeptetPreTrainedModel):
     """Whether B follows A in `<bos> A <sep> B` (Devlin et al. 2019): class 0 yes, 1 no, read off the first token.
     There are no segment embeddings; the separator marks the border."""
@@ -851,12 +924,12 @@ class SeptetForNextSentencePrediction(SeptetPreTrainedModel):
     ) -> NextSentencePredictorOutput:
         r"""labels: (B,) 0 if B is the continuation of A, 1 if it is not."""
         outputs = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, **kwargs)
-        logits = self.nsp_head(outputs.last_hidden_state[:, 0])  # (B, 2)
+        logits = self.nsp_head(first_token(outputs.last_hidden_state, attention_mask))  # (B, 2)
         loss = None
         if labels is not None:
-            labels = labels.reshape(-1)
+            labels = labels.reshape(-1).to(logits.device)
             check_labels("labels", labels, logits.shape[:1], 2)
-            loss = functional.cross_entropy(logits.float(), labels)
+            loss = mean_over_targets(cross_entropy(logits, labels), labels)
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -907,7 +980,7 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
         r"""labels: (B, T) as for the masked LM; next_sentence_label: (B,) as for next-sentence prediction."""
         outputs = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state
-        seq_relationship_logits = self.nsp_head(hidden_states[:, 0])  # (B, 2)
+        seq_relationship_logits = self.nsp_head(first_token(hidden_states, attention_mask))  # (B, 2)
         losses = []
         prediction_logits = None
         if labels is not None:
@@ -916,9 +989,10 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
         elif not (skip_logits and next_sentence_label is not None):
             prediction_logits = self.lm_head(hidden_states)
         if next_sentence_label is not None:
-            next_sentence_label = next_sentence_label.reshape(-1)
+            next_sentence_label = next_sentence_label.reshape(-1).to(hidden_states.device)
             check_labels("next_sentence_label", next_sentence_label, hidden_states.shape[:1], 2)
-            losses.append(functional.cross_entropy(seq_relationship_logits.float(), next_sentence_label))
+            total = cross_entropy(seq_relationship_logits, next_sentence_label)
+            losses.append(mean_over_targets(total, next_sentence_label))
         return SeptetForPreTrainingOutput(
             loss=sum(losses) if losses else None,
             prediction_logits=prediction_logits,
@@ -966,20 +1040,21 @@ class SeptetForSequenceClassification(SeptetPreTrainedModel):
     def pool(self, hidden_states, input_ids, attention_mask):
         """(B, T, H) -> (B, H)."""
         if self.config.classifier_pooling == "first":
-            return hidden_states[:, 0]
+            return first_token(hidden_states, attention_mask)
         keep = attention_mask
         if keep is None or keep.dim() != 2:
             keep = torch.ones(hidden_states.shape[:2], device=hidden_states.device)
             if input_ids is not None and self.config.pad_token_id is not None:
                 keep = input_ids != self.config.pad_token_id
-        keep = keep.to(hidden_states.dtype)
         if self.config.classifier_pooling == "mean":
+            keep = keep.to(hidden_states.dtype)
             return (hidden_states * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
-        last = (keep * torch.arange(1, keep.shape[1] + 1, device=keep.device)).argmax(-1)
+        last = (keep.long() * torch.arange(1, keep.shape[1] + 1, device=keep.device)).argmax(-1)
         return hidden_states[torch.arange(last.shape[0], device=keep.device), last]
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, binary cross-entropy or squared error by `config.problem_type` (guessed from the labels)."""
+        labels = labels.to(logits.device)
         if self.config.problem_type is None:
             if self.num_labels == 1:
                 self.config.problem_type = "regression"
@@ -997,7 +1072,7 @@ class SeptetForSequenceClassification(SeptetPreTrainedModel):
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         labels = labels.reshape(-1)
         check_labels("labels", labels, logits.shape[:1], self.num_labels)
-        return functional.cross_entropy(logits, labels)
+        return mean_over_targets(cross_entropy(logits, labels), labels)
 
 
 class SeptetForTokenClassification(SeptetPreTrainedModel):
@@ -1027,6 +1102,7 @@ class SeptetForTokenClassification(SeptetPreTrainedModel):
         logits = self.token_classifier(self.dropout(outputs.last_hidden_state))  # (B, T, labels)
         loss = None
         if labels is not None:
+            labels = labels.to(logits.device)
             check_labels("labels", labels, logits.shape[:2], self.num_labels)
             loss = mean_over_targets(cross_entropy(logits, labels), labels, kwargs.get("num_items_in_batch"))
         return TokenClassifierOutput(
@@ -1064,14 +1140,14 @@ class SeptetForQuestionAnswering(SeptetPreTrainedModel):
         if start_positions is not None and end_positions is not None:
             batch, length = start_logits.shape
             loss = 0.0
-            for name, logits, positions in (
+            for name, logits, given in (
                 ("start_positions", start_logits, start_positions.reshape(-1)),
                 ("end_positions", end_logits, end_positions.reshape(-1)),
             ):
+                positions = given.to(logits.device)
                 check_labels(name, positions, (batch,))
-                loss = (
-                    loss + functional.cross_entropy(logits.float(), positions.clamp(0, length), ignore_index=length) / 2
-                )
+                targets = positions.masked_fill(positions >= length, IGNORE_INDEX)
+                loss = loss + mean_over_targets(cross_entropy(logits, targets), targets) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

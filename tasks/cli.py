@@ -65,9 +65,6 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the verb that the command line names."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Threads that wait for each other sleep instead of spinning: as fast on a quiet machine (0.7 s a step of the demo's
-    # model on two cores), and beside one other busy process 1.3 s instead of 2.0.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return
@@ -75,6 +72,11 @@ def main(arguments: list[str] | None = None) -> None:
     if name not in VERBS:
         print(f"septet: error: verb {name!r} is unknown; {suggestion(name, VERBS)}", file=sys.stderr)
         raise SystemExit(2)
+    if name in ("pretrain", "finetune", "demo"):
+        # Threads that wait for each other sleep instead of spinning: as fast on a quiet machine (0.7 s a step of the
+        # demo's model on two cores), and beside one other busy process 1.3 s instead of 2.0. (Decoding row by row waits
+        # too often for that.)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb = VERBS[name]
     module = importlib.import_module(f"septet.{verb.module}")
     run_cli(getattr(module, verb.function), getattr(module, verb.config), rest, prog=f"septet {name}")

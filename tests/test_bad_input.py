@@ -52,7 +52,7 @@ IDS = torch.randint(16, 300, (2, 10), generator=torch.Generator().manual_seed(0)
         ({"layer_types": ["full_attention"]}, "1 entries.*num_hidden_layers is 2|num_hidden_layers.*2.*1"),
         ({"layer_types": ["sliding_attention"] * 2}, "layer_types is 'sliding_attention'; with these settings"),
         ({"rope_parameters": {**ROPE, "rope_type": "spiral"}}, "rope_type is 'spiral'; must be one of default, linear"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta is 0.0; must be above 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta is 0.0; must be a number above 0"),
         ({"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 0.5}}, "linear factor is 0.5; .*from 1 up"),
         (
             {"rope_parameters": {
