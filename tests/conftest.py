@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: no test may reach the network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,28 @@ def config(tokenizer):
     return preset_config(
         "tiny", vocab_size=described["vocab_size"], max_position_embeddings=64, **described["special_ids"]
     )
+
+
+@pytest.fixture(scope="session")
+def unregistered(tmp_path_factory: pytest.TempPathFactory):
+    """A context in which transformers' Auto classes do not know Septet, so that they take the code from the checkpoint.
+
+    One folder for such code serves the whole session: Python looks for `transformers_modules` once.
+    """
+    import transformers
+
+    from septet.modeling.configuration_septet import AUTO_MAP
+
+    code = str(tmp_path_factory.mktemp("modules"))
+    registries = [transformers.models.auto.configuration_auto.CONFIG_MAPPING]
+    registries += [getattr(transformers, name)._model_mapping for name in AUTO_MAP if name != "AutoConfig"]
+
+    @contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", code)
+            for registry in registries:
+                patch.setattr(registry, "_extra_content", {})
+            yield
+
+    return context

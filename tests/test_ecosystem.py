@@ -44,7 +44,6 @@ from transformers import (
 from septet.data.documents import write_jsonl
 from septet.data.errors import UserError
 from septet.modeling.checkpoint import save_model
-from septet.modeling.configuration_septet import AUTO_MAP
 from septet.modeling.modeling_septet import SeptetForPreTraining
 from septet.modeling.objectives import OBJECTIVES
 from septet.tasks.hub import serve_api
@@ -55,7 +54,7 @@ CPU = {"use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "
 
 
 @pytest.fixture(scope="module")
-def folder(config, tokenizer, tmp_path_factory: pytest.TempPathFactory):
+def folder(config, tokenizer, unregistered, tmp_path_factory: pytest.TempPathFactory):
     """A checkpoint with the weights of every language-model head, in a process whose Auto classes do not know Septet."""
     torch.manual_seed(0)
     model = SeptetForPreTraining(type(config)(**{**config.to_dict(), "trained_heads": OBJECTIVES["joint"][1]}))
@@ -65,13 +64,7 @@ def folder(config, tokenizer, tmp_path_factory: pytest.TempPathFactory):
                 parameter.mul_(8)
     place = tmp_path_factory.mktemp("model") / "tiny"
     save_model(model, tokenizer, place)
-    auto = transformers.models.auto
-    registries = [auto.configuration_auto.CONFIG_MAPPING]
-    registries += [getattr(transformers, name)._model_mapping for name in AUTO_MAP if name != "AutoConfig"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        for registry in registries:
-            patch.setattr(registry, "_extra_content", {})
+    with unregistered():
         yield place
 
 

@@ -113,7 +113,9 @@ def make(head: str, config: SeptetConfig, kind: str, **fields: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folders(config, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Path]]:
+def folders(
+    config, tokenizer, unregistered, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, str], Path]]:
     """A checkpoint of each head, in a process whose Auto classes do not know Septet."""
     place, saved = tmp_path_factory.mktemp("heads"), {}
     for kind in KINDS:
@@ -125,13 +127,7 @@ def folders(config, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iter
             if model.can_generate():
                 model.generation_config.update(max_new_tokens=7, repetition_penalty=1.3)
             save_model(model, tokenizer, saved[head, kind])
-    auto = transformers.models.auto
-    registries = [auto.configuration_auto.CONFIG_MAPPING]
-    registries += [getattr(transformers, auto_class)._model_mapping for auto_class in HEADS.values()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        for registry in registries:
-            patch.setattr(registry, "_extra_content", {})
+    with unregistered():
         yield saved
 
 
