@@ -217,7 +217,6 @@ def test_one_beam_is_greedy_and_more_score_at_least_as_high(model) -> None:
 
 
 def test_a_quantised_cache_stays_near(model) -> None:
-    pytest.importorskip("optimum.quanto", reason="the quantised cache of transformers needs optimum-quanto")
     prompt = random_ids(1, 40)
     cache = QuantizedCache("quanto", model.config, nbits=4, residual_length=8, q_group_size=16)
     with torch.no_grad():
