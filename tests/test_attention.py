@@ -14,6 +14,7 @@ from transformers import (
     QuantizedCache,
     Qwen3Config,
     Qwen3ForCausalLM,
+    StaticCache,
     modeling_flash_attention_utils,
 )
 
@@ -128,7 +129,7 @@ def test_flash_attentions_bounds_are_documents_everywhere(model, attention: str,
     ids, bounds = random_ids(1, 20), torch.tensor([0, 8, 20], dtype=torch.int32)
     kwargs = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 12, "max_length_k": 12}
     with torch.no_grad():
-        packed = reading_with(model, attention)(ids, use_cache=False, **kwargs).last_hidden_state
+        packed = reading_with(model, attention)(ids, **kwargs).last_hidden_state
         alone = [model.model(part).last_hidden_state for part in (ids[:, :8], ids[:, 8:])]
     torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=2e-4)
 
@@ -138,6 +139,38 @@ def test_packed_documents_do_not_continue_a_cache(model) -> None:
     model(random_ids(1, 5), past_key_values=cache)
     with pytest.raises(ValueError, match="the cache holds 5 positions already"):
         model(random_ids(1, 4), position_ids=torch.tensor([[0, 1, 0, 1]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_positions_given_once_hold_for_every_row(model, attention: str, flash_attention) -> None:
+    ids, positions = random_ids(3, 20), torch.cat([torch.arange(8), torch.arange(12)])[None]
+    with torch.no_grad():
+        packed = reading_with(model, attention)(ids, position_ids=positions).last_hidden_state
+        alone = [model.model(part).last_hidden_state for part in (ids[:, :8], ids[:, 8:])]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=2e-4)
+
+
+def test_packed_rows_make_no_cache(model) -> None:
+    assert model(random_ids(1, 6), use_cache=True).past_key_values.get_seq_length() == 6
+    assert (
+        model(random_ids(1, 6), position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), use_cache=True).past_key_values is None
+    )
+
+
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+def test_a_compiled_graph_continues_a_cache(model, cache_class) -> None:
+    """A graph cannot see that positions do not restart, so its mask of documents must know what the cache holds."""
+    torch._dynamo.reset()
+    ids = random_ids(2, 16)
+    options = {"max_cache_len": 24} if cache_class is StaticCache else {}
+    cache = cache_class(config=model.config, **options)
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        parts = [
+            compiled(ids[:, part], position_ids=torch.arange(16)[None, part], past_key_values=cache).logits
+            for part in (slice(0, 9), slice(9, 16))
+        ]
+        torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -201,6 +234,26 @@ def test_ways_of_generating_agree(model) -> None:
     one = prompt[:1]
     assert torch.equal(model.generate(one, assistant_model=draft, **NO_END), expected[:1])
     assert torch.equal(model.generate(one, prompt_lookup_num_tokens=3, **NO_END), expected[:1])
+
+
+@pytest.mark.parametrize("windows", [{}, {"use_sliding_window": True, "sliding_window": 4}], ids=["whole", "windows"])
+def test_a_prefix_is_read_the_same_with_every_cache(model, windows: dict) -> None:
+    fields = {"vocab_size": 300, "max_position_embeddings": 64, "attention_mode": "prefix", **IDS, **windows}
+    other = SeptetForCausalLM(preset_config("tiny", **fields)).eval()
+    other.load_state_dict(model.state_dict())
+    prompt = random_ids(2, 9)
+    for lengths in (None, torch.tensor([3, 7])):
+        given, expected = torch.tensor([9, 9]) if lengths is None else lengths, prompt
+        with torch.no_grad():
+            for _ in range(12):
+                logits = other(expected, prefix_lengths=given, use_cache=False).logits
+                expected = torch.cat([expected, logits[:, -1].argmax(-1, keepdim=True)], 1)
+        for cache in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
+            assert torch.equal(other.generate(prompt, prefix_lengths=lengths, **cache, **NO_END), expected)
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        other.generate(prompt, prefill_chunk_size=4, **NO_END)
+    with pytest.raises(ValueError, match="continuous batching cannot read a prefix"):
+        other.generate_batch(prompt.tolist())
 
 
 def test_one_beam_is_greedy_and_more_score_at_least_as_high(model) -> None:

@@ -162,6 +162,40 @@ def test_chunked_cross_entropy_equals_the_plain_one(smoothing: float, z_loss_wei
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_chunked_cross_entropy_in_half_precision(dtype: torch.dtype) -> None:
+    """As near to float64 as the plain loss is, and finite for a large vocabulary of nearly equal logits."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(40, 32, generator=generator).to(dtype).requires_grad_()
+    weight = (torch.randn(70_000, 32, generator=generator) * 2e-3).to(dtype).requires_grad_()
+    labels = torch.randint(0, 70_000, (40,), generator=generator)
+    exact = torch.autograd.grad(
+        functional.cross_entropy(states.double() @ weight.double().T, labels, reduction="sum"), (states, weight)
+    )
+    plain = torch.autograd.grad(
+        functional.cross_entropy((states @ weight.T).float(), labels, reduction="sum"), (states, weight)
+    )
+    chunked = torch.autograd.grad(chunked_linear_cross_entropy(states, weight, labels, chunk_size=16), (states, weight))
+    for found, peer, wanted in zip(chunked, plain, exact, strict=True):
+        assert found.isfinite().all()
+        assert (found.double() - wanted).norm() <= 1.5 * (peer.double() - wanted).norm() + 1e-3 * wanted.norm()
+
+
+def test_training_without_logits_compiles_whole() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = SeptetForCausalLM(tiny()).train()
+    ids = random_ids(2, 12)
+    labels = ids.clone()
+    labels[0, :5] = -100
+    expected = model(ids, labels=labels, skip_logits=True).loss
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(ids, labels=labels, skip_logits=True).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for found, want in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
+
+
 def test_losses_of_the_heads_are_their_formulas() -> None:
     torch.manual_seed(0)
     ids, mask = random_ids(4, 12), torch.ones(4, 12, dtype=torch.long)
@@ -208,12 +242,14 @@ def test_losses_of_the_heads_are_their_formulas() -> None:
     torch.testing.assert_close(out.loss, wanted / 2)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("pooling", ["first", "mean", "last"])
-def test_padding_does_not_change_a_classification(pooling: str) -> None:
+def test_padding_does_not_change_a_classification(pooling: str, side: str) -> None:
     torch.manual_seed(0)
     model = SeptetForSequenceClassification(tiny(classifier_pooling=pooling, attention_mode="bidirectional")).eval()
     ids = random_ids(1, 9)
-    padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
+    padding = torch.zeros(1, 5, dtype=torch.long)
+    padded = torch.cat([ids, padding] if side == "right" else [padding, ids], 1)
     expected = model(ids).logits
     torch.testing.assert_close(model(padded, attention_mask=(padded > 0).long()).logits, expected, rtol=0, atol=1e-5)
 
