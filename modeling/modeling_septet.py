@@ -304,6 +304,16 @@ def document_ids_of(position_ids: torch.Tensor) -> torch.Tensor:
     return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(dim=-1)
 
 
+def several_documents(documents: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a row holds more than one document. Positions also restart where padding on the left ends."""
+    if attention_mask is None or attention_mask.shape != documents.shape:
+        return bool((documents[:, -1] > 0).any())
+    padding = attention_mask == 0
+    first = documents.masked_fill(padding, documents.shape[1]).amin(dim=-1)
+    last = documents.masked_fill(padding, -1).amax(dim=-1)
+    return bool((last > first).any())
+
+
 def positions_of(cu_seq_lens: torch.Tensor, batch: int, length: int) -> torch.Tensor:
     """(B, T) positions from the bounds of the documents of the flattened batch, as FlashAttention takes them."""
     flat = torch.arange(batch * length, device=cu_seq_lens.device)
@@ -397,9 +407,8 @@ class SeptetModel(SeptetPreTrainedModel):
             position_ids = restarting if position_ids is None else position_ids
         elif position_ids is not None and length > 1:
             documents = document_ids_of(position_ids).expand(batch, -1)  # positions may be given once for all rows
-            # Without restarts no mask is needed. A compiled graph cannot look, and masks always. (The prompt of a padded
-            # batch also restarts; there the mask of documents hides only padding.)
-            if not torch.compiler.is_compiling() and not bool((documents[:, -1] > 0).any()):
+            # One document a row needs no mask. A compiled graph cannot look, and masks always.
+            if not torch.compiler.is_compiling() and not several_documents(documents, attention_mask):
                 documents = None
         packed = documents is not None and not torch.compiler.is_compiling()
         if packed and seen > 0:

@@ -157,6 +157,16 @@ def test_packed_rows_make_no_cache(model) -> None:
     )
 
 
+def test_padding_on_the_left_is_no_document(model) -> None:
+    """Its positions restart too, but the row has one document, and a cache that can be continued."""
+    ids = random_ids(1, 8)
+    padded, mask = functional.pad(ids, (3, 0)), torch.tensor([[0] * 3 + [1] * 8])
+    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    found = model(padded, attention_mask=mask, position_ids=positions, use_cache=True)
+    torch.testing.assert_close(found.logits[:, 3:], model(ids).logits, rtol=0, atol=1e-4)
+    assert found.past_key_values.get_seq_length() == 11
+
+
 @pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
 def test_a_compiled_graph_continues_a_cache(model, cache_class) -> None:
     """A graph cannot see that positions do not restart, so its mask of documents must know what the cache holds."""
