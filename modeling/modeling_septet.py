@@ -733,6 +733,15 @@ def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], num_cl
         raise ValueError(f"{name} run from {low} to {high}; they must lie between 0 and {num_classes - 1}, or be -100")
 
 
+def classification_loss(
+    name: str, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy of logits (..., classes) and labels (...), once those are checked; `name` is for the error."""
+    labels = labels.to(logits.device)
+    check_labels(name, labels, logits.shape[:-1], logits.shape[-1])
+    return mean_over_targets(cross_entropy(logits, labels), labels, num_items_in_batch)
+
+
 class SeptetForCausalLM(SeptetPreTrainedModel, GenerationMixin):
     """Next-token prediction and generation, causal or prefix-LM by `config.attention_mode`."""
 
@@ -936,9 +945,7 @@ class SeptetForNextSentencePrediction(SeptetPreTrainedModel):
         logits = self.nsp_head(first_token(outputs.last_hidden_state, attention_mask))  # (B, 2)
         loss = None
         if labels is not None:
-            labels = labels.reshape(-1).to(logits.device)
-            check_labels("labels", labels, logits.shape[:1], 2)
-            loss = mean_over_targets(cross_entropy(logits, labels), labels)
+            loss = classification_loss("labels", logits, labels.reshape(-1))
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -998,10 +1005,8 @@ class SeptetForPreTraining(SeptetPreTrainedModel):
         elif not (skip_logits and next_sentence_label is not None):
             prediction_logits = self.lm_head(hidden_states)
         if next_sentence_label is not None:
-            next_sentence_label = next_sentence_label.reshape(-1).to(hidden_states.device)
-            check_labels("next_sentence_label", next_sentence_label, hidden_states.shape[:1], 2)
-            total = cross_entropy(seq_relationship_logits, next_sentence_label)
-            losses.append(mean_over_targets(total, next_sentence_label))
+            next_sentence_label = next_sentence_label.reshape(-1)
+            losses.append(classification_loss("next_sentence_label", seq_relationship_logits, next_sentence_label))
         return SeptetForPreTrainingOutput(
             loss=sum(losses) if losses else None,
             prediction_logits=prediction_logits,
@@ -1079,9 +1084,7 @@ class SeptetForSequenceClassification(SeptetPreTrainedModel):
         if self.config.problem_type == "multi_label_classification":
             check_labels("labels", labels, logits.shape)
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        labels = labels.reshape(-1)
-        check_labels("labels", labels, logits.shape[:1], self.num_labels)
-        return mean_over_targets(cross_entropy(logits, labels), labels)
+        return classification_loss("labels", logits, labels.reshape(-1))
 
 
 class SeptetForTokenClassification(SeptetPreTrainedModel):
@@ -1111,9 +1114,7 @@ class SeptetForTokenClassification(SeptetPreTrainedModel):
         logits = self.token_classifier(self.dropout(outputs.last_hidden_state))  # (B, T, labels)
         loss = None
         if labels is not None:
-            labels = labels.to(logits.device)
-            check_labels("labels", labels, logits.shape[:2], self.num_labels)
-            loss = mean_over_targets(cross_entropy(logits, labels), labels, kwargs.get("num_items_in_batch"))
+            loss = classification_loss("labels", logits, labels, kwargs.get("num_items_in_batch"))
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
