@@ -290,14 +290,3 @@ def test_presets_have_the_stated_size(name: str, vocab_size: int, millions: floa
     with torch.device("meta"):
         model = SeptetForCausalLM(preset_config(name, vocab_size=vocab_size))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=5e-4)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [({"num_attention_heads": 6, "num_key_value_heads": 4}, "6.*4"), ({"head_dim": 7}, "7"),
-     ({"pad_token_id": 300, "vocab_size": 300}, "300"), ({"attention_mode": "backwards"}, "attention_mode"),
-     ({"hidden_size": "64"}, "hidden_size")],
-)  # fmt: skip
-def test_configurations_that_cannot_be_are_refused(fields: dict, message: str) -> None:
-    with pytest.raises(Exception, match=message):
-        SeptetConfig(**fields)
