@@ -1,42 +1,44 @@
-"""Clean, filter and de-duplicate documents into train and validation shards, keeping what is dropped, with its reason."""
+"""Clean, identify, filter, decontaminate and de-duplicate documents into train and validation shards.
+
+The corpus is a list of stages (`stages`), each a list of datatrove steps with a number of tasks. Here they run in
+processes of this machine. The same lists run on datatrove's Slurm and Ray executors with the same output: docs/corpus.md.
+Each finished task is kept: a run that was stopped goes on with the tasks that are missing.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
-import functools
-import hashlib
 import io
 import multiprocessing
 import os
-import shutil
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from septet.data.documents import HUB_PREFIX, JsonLinesWriter, expand, iterate_rows, read_documents
+from septet.data.documents import HUB_PREFIX, expand
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import finished, read_json, write_json, writing
+from septet.data.manifest import digests_of, finished, read_json, work_folder, write_json, writing
 
 if TYPE_CHECKING:
-    from datatrove.data import Document, DocumentsPipeline
-    from datatrove.executor.local import LocalPipelineExecutor
+    from datatrove.executor.base import PipelineExecutor
 
-# The files are shared out among so many tasks at most. It is no option and no matter of the machine, since the order
-# of the documents, and with it the bytes that come out, follow from it.
-_MAX_TASKS = 64
-_EXAMPLES = 5
+# Neighbouring files share a task up to this size, and larger ones are read in parts where their kind allows it. No
+# option and no matter of the machine: the order of the documents, and with it the bytes that come out, follow from it.
+TASK_BYTES = 64_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
     inputs: tuple[str, ...]
-    """Files (.jsonl, .json, .parquet, .txt; .gz too), folders of them, or hub:owner/name[:config][:split]."""
+    """Files (.jsonl, .json, .parquet, .txt, .warc; .gz, .zst), folders of them, or hub:owner/name[:config][:split]."""
     output: Path = Path("build/corpus")
-    """Folder for train/, validation/, rejects/, index.html and manifest.json."""
+    """Folder for train/, validation/, rejects/, index.html, README.md (the data card) and manifest.json."""
     validation_inputs: tuple[str, ...] = ()
     """Documents to hold out; without them a share of the inputs is held out."""
     validation_share: float = 0.01
@@ -44,17 +46,49 @@ class CorpusConfig:
     text_column: str = "text"
     """Column that holds the text."""
     lang_column: str = "lang"
-    """Column that holds the language of a document."""
+    """Column that holds the language of a document; where it is missing or empty, the language is identified."""
     lang: str | None = None
-    """Language of all inputs; without it each document tells its own."""
+    """Language of all inputs."""
     languages: tuple[str, ...] = ("en", "fr", "zh")
     """Languages to keep."""
+    language_score: float = 0.65
+    """Least score at which an identified language counts (FineWeb's threshold)."""
     min_bytes: int = 100
     """Shortest document to keep, in bytes of UTF-8 (100: some 17 English words, or 33 Chinese characters)."""
+    max_bytes: int = 5_000_000
+    """Longest document to keep, in bytes of UTF-8."""
+    quality: Literal["web", "light"] = "light"
+    """Heuristics: `light` drops damage and repetition, `web` also what web pages are full of."""
+    near_duplicates: float = 0.8
+    """Jaccard similarity from which a document counts as a copy of an earlier one, 0.7 to 1; 0: exact copies only."""
+    decontaminate: tuple[str, ...] = ()
+    """Evaluation sets whose texts must not be in the corpus: files of rows, or folders with validation and test parts."""
+    mask_pii: bool = True
+    """Put <EMAIL>, <PHONE_NUMBER>, <IP_ADDRESS>, <NATIONAL_ID>, <CREDIT_CARD> in place of personal data."""
+    licenses: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Licence of a source, for the data card: --licenses SOURCE LICENCE ..."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """What to do with a row that cannot be read: stop with its place, or count it and go on."""
     shard_megabytes: float = 256.0
     """Text in one shard, in 10^6 bytes of UTF-8."""
+    workers: int = 0
+    """Processes; 0: one a core. Changes no byte."""
     overwrite: bool = False
     """Make the output again if it holds something else."""
+
+
+@dataclasses.dataclass
+class Stage:
+    """Steps that run as `tasks` independent tasks, after all tasks of the stage before."""
+
+    name: str
+    tasks: int
+    pipeline: list[Any]
+
+    def local_executor(self, work: Path) -> PipelineExecutor:
+        from datatrove.executor.local import LocalPipelineExecutor
+
+        return LocalPipelineExecutor(self.pipeline, tasks=self.tasks, logging_dir=str(work / "log" / self.name))
 
 
 def run(config: CorpusConfig) -> Path:
@@ -63,280 +97,276 @@ def run(config: CorpusConfig) -> Path:
     Raises:
         UserError: an input that cannot be used, nothing left after the filters, or nothing held out.
     """
+    with prepared(config) as work:
+        if work is None:
+            return config.output
+        with _pool(config, work) as run_stage:
+            for stage in stages(config, work):
+                run_stage(stage)
+    return config.output
+
+
+@contextlib.contextmanager
+def prepared(config: CorpusConfig) -> Iterator[Path | None]:
+    """Checks the configuration and shares the inputs out among tasks.
+
+    Gives the work folder in which `stages` then run, or None if the output is up to date. When the block ends without
+    an exception, what the stages left becomes the output.
+    """
+    _check(config)
+    paths = {f"inputs[{i}]": name for i, name in enumerate(config.inputs)}
+    paths |= {f"validation_inputs[{i}]": name for i, name in enumerate(config.validation_inputs)}
+    paths |= {f"decontaminate[{i}]": name for i, name in enumerate(config.decontaminate)}
+    paths = {key: name for key, name in paths.items() if not name.startswith(HUB_PREFIX)}
+    if finished(config.output, "corpus", config, paths, config.overwrite):
+        yield None
+        return
+    started = time.time()
+    digests = digests_of(paths)
+    with work_folder(config.output, "corpus", config, digests) as (work, seconds_before):
+        if not (work / "tasks.json").is_file():
+            _share_out(config, work)
+        yield work
+        _finish(config, work, digests, started - seconds_before)
+
+
+def _check(config: CorpusConfig) -> None:
     if not config.inputs:
         raise UserError("--inputs: is empty; a corpus needs documents; give files, folders or hub:owner/name")
     if not config.validation_inputs and not 0 < config.validation_share < 1:
         raise UserError(
             f"--validation-share {config.validation_share}: must lie between 0 and 1; give 0.01, or --validation-inputs"
         )
-    paths = {f"inputs[{i}]": name for i, name in enumerate(config.inputs)}
-    paths |= {f"validation_inputs[{i}]": name for i, name in enumerate(config.validation_inputs)}
-    paths = {key: name for key, name in paths.items() if not name.startswith(HUB_PREFIX)}
-    if finished(config.output, "corpus", config, paths, config.overwrite):
-        return config.output
-
-    files = [(name, "validation") for name in expand(config.validation_inputs)]
-    files += [(name, "train") for name in expand(config.inputs)]
-    with writing(config.output, "corpus", config, paths) as out:
-        work = out.path / "work"
-        _filter_documents(config, files, work)
-        shards = _assemble(config, work, out.path)
-        out.counts["read"] = _sum_of_counts(work / "read")
-        out.counts["dropped"], dropped_examples = _gather_rejects(work / "rejects", out.path / "rejects")
-        out.counts["train"], out.counts["validation"] = (
-            _plain(shards.counts[split]) for split in ("train", "validation")
+    if config.near_duplicates and not 0.7 <= config.near_duplicates <= 1:
+        raise UserError(
+            f"--near-duplicates {config.near_duplicates}: must lie between 0.7 and 1, where pairs are found reliably; "
+            "give 0.8, or 0 to drop exact copies only"
         )
-        shutil.rmtree(work)
-        _check_not_empty(out.counts)
-        _write_page(out.path / "index.html", config, out.counts, shards, dropped_examples)
-    kept, held_out, dropped = (
-        sum(row["documents"] for row in out.counts["train"].values()),
-        sum(row["documents"] for row in out.counts["validation"].values()),
-        sum(sum(row.values()) for row in out.counts["dropped"].values()),
-    )
-    print(
-        f"corpus: {kept:,} documents for training, {held_out:,} held out, {dropped:,} dropped; {config.output}/index.html",
-        flush=True,
-    )
-    return config.output
+    if config.shard_megabytes <= 0:
+        raise UserError(f"--shard-megabytes {config.shard_megabytes}: a shard must hold something; give 256")
+    expand((*config.validation_inputs, *config.inputs))
 
 
-def _filter_documents(config: CorpusConfig, files: list[tuple[str, str]], work: Path) -> None:
-    """Reads and filters all files, several at once: work/{kept,read,rejects}/ then hold what came of each task."""
-    from datatrove.executor.local import LocalPipelineExecutor
+def _share_out(config: CorpusConfig, work: Path) -> None:
+    """Writes tasks.json, the parts of files that each task reads, and the index of the evaluation sets."""
+    from septet.data.decontaminate import build_index, evaluation_files
+    from septet.data.documents import parts_of
+    from septet.data.hub import resolve
+
+    if config.decontaminate:
+        build_index(evaluation_files(config.decontaminate), work / "evaluation")
+    names = [(name, "validation") for name in expand(config.validation_inputs)]
+    names += [(name, "train") for name in expand(config.inputs)]
+    tasks: list[list[tuple[str, str, int, int]]] = [[]]
+    room, revisions = TASK_BYTES, {}
+    for name, split in names:
+        if name.startswith(HUB_PREFIX):
+            pinned = resolve(name)
+            revisions[name] = pinned.rpartition("@")[2]
+            parts = parts_of(pinned, TASK_BYTES)
+            tasks += [*([(pinned, split, part, parts)] for part in range(parts)), []]
+            room = TASK_BYTES
+            continue
+        size = Path(name).stat().st_size
+        parts = parts_of(name, TASK_BYTES)
+        for part in range(parts):
+            if size / parts > room and tasks[-1]:
+                tasks.append([])
+                room = TASK_BYTES
+            tasks[-1].append((name, split, part, parts))
+            room -= size / parts
+    write_json(work / "tasks.json", {"tasks": [task for task in tasks if task], "revisions": revisions})
+
+
+def stages(config: CorpusConfig, work: Path) -> list[Stage]:
+    """The stages over the work folder that `prepared` gives, in order."""
     from datatrove.pipeline.filters.base_filter import BaseFilter
-    from tqdm import tqdm
 
-    from septet.data.dedup import AddDigest
-    from septet.data.filters import document_steps
+    from septet.data import dedup, filters, steps
+    from septet.data.decontaminate import Decontaminate
+    from septet.data.language import IdentifyLanguage
+    from septet.data.pii import MaskPII
 
-    rejects = Rejects(work / "rejects")
-    steps = [*document_steps(config.languages, config.min_bytes), AddDigest()]
-    for step in steps:
+    tally = steps.Tally()
+    rejects = steps.Rejects(work / "rejects", tally)
+    documents = [
+        filters.Clean(),
+        IdentifyLanguage(config.languages, config.language_score),
+        *filters.quality_filters(config.quality, config.min_bytes, config.max_bytes),
+        *([Decontaminate(work / "evaluation")] if config.decontaminate else []),
+        *([MaskPII()] if config.mask_pii else []),
+    ]
+    for step in documents:
         if isinstance(step, BaseFilter):
             step.exclusion_writer = rejects
-    tasks = min(len(files), _MAX_TASKS)
-    pipeline = [Read(config, files, work / "read"), *steps, Keep(work / "kept", rejects)]
-    executor = LocalPipelineExecutor(pipeline, tasks=tasks, logging_dir=str(work / "log"))
-    bar = functools.partial(tqdm, total=tasks, desc="corpus: files", disable=None)
-    workers = min(tasks, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    options = {name: getattr(config, name) for name in ("text_column", "lang_column", "lang", "bad_rows")}
+    hold_out_share = 0.0 if config.validation_inputs else config.validation_share
+    keep = steps.Keep(work, hold_out_share, config.near_duplicates, rejects)
+    store, exact, pairs = work / "documents", work / "exact", work / "pairs"
+    tasks = len(read_json(work / "tasks.json")["tasks"])
+    near = [
+        Stage("candidates", dedup.BANDS, [dedup.Candidates(store, exact, pairs)]),
+        Stage("similar", tasks, [dedup.Similar(store, pairs, work / "similar", config.near_duplicates)]),
+    ]
+    return [
+        Stage("documents", tasks, [steps.Read(work, options, tally), *documents, keep]),
+        Stage("exact", 1, [dedup.Exact(store, exact)]),
+        *(near if config.near_duplicates else []),
+        Stage("resolve", 1, [steps.Resolve(work, max(1, int(config.shard_megabytes * 1e6)))]),
+        Stage("shards", tasks, [steps.WriteShards(work)]),
+    ]
+
+
+@contextlib.contextmanager
+def _pool(config: CorpusConfig, work: Path) -> Iterator[Any]:
+    """A function that runs a stage: in this process if one worker is enough, else in a pool that all stages share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(config.workers or cores, max(stage.tasks for stage in stages(config, work)))
     if workers == 1:
-        for task in bar(range(tasks)):
-            _run_task(executor, task)
+        counter = multiprocessing.Value("q", 0)
+        _begin_worker(counter)
+
+        def run_here(stage: Stage) -> None:
+            executor = stage.local_executor(work)
+            with _bar(stage, executor, counter) as advance:
+                for task in executor.get_incomplete_ranks():
+                    _run_task(copy.deepcopy(executor), task)
+                    advance()
+
+        yield run_here
         return
     # Not LocalPipelineExecutor.run: its pool waits for ever if a worker is killed (by lack of memory, say).
     context = multiprocessing.get_context("forkserver")
+    counter = context.Value("q", 0)
     others = set(multiprocessing.active_children())
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, context, initializer=_begin_worker, initargs=(counter, True)
+    ) as pool:
+
+        def run_in_pool(stage: Stage) -> None:
+            executor = stage.local_executor(work)
+            with _bar(stage, executor, counter) as advance:
+                runs = [pool.submit(_run_task, executor, task) for task in executor.get_incomplete_ranks()]
+                for future in concurrent.futures.as_completed(runs):
+                    future.result()
+                    advance()
+
         try:
-            for _ in bar(pool.map(functools.partial(_run_task, executor), range(tasks))):
-                pass
+            yield run_in_pool
         except BaseException as error:
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()  # or the message would wait until the other files are through
             if isinstance(error, concurrent.futures.process.BrokenProcessPool):
                 raise UserError(
-                    f"{config.output}: a worker was killed, perhaps for lack of memory; free some and run again"
+                    f"{config.output}: a worker was killed, perhaps for lack of memory; what was finished is kept; free "
+                    "some memory, or take fewer --workers, and run the same command again"
                 ) from error
             raise
 
 
-def _end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone; left to itself it would wait for work for ever."""
+@contextlib.contextmanager
+def _bar(stage: Stage, executor: PipelineExecutor, counter: Any) -> Iterator[Any]:
+    """A progress bar over a stage's tasks, which tells the documents read as well; gives a function to call after each."""
+    from tqdm import tqdm
 
-    def watch() -> None:
+    done = stage.tasks - len(executor.get_incomplete_ranks())
+    stop = threading.Event()
+    with tqdm(total=stage.tasks, initial=done, desc=f"corpus: {stage.name}", unit=" tasks", disable=None) as bar:
+
+        def watch() -> None:
+            while not stop.wait(1):
+                bar.set_postfix_str(f"{counter.value:,} documents read")
+
+        if stage.name == "documents" and not bar.disable:
+            threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield bar.update
+        finally:
+            stop.set()
+
+
+def _begin_worker(counter: Any, end_with_parent: bool = False) -> None:
+    from septet.data.steps import Progress
+
+    Progress.counter = counter
+
+    def watch() -> None:  # left to itself, a worker would wait for work for ever
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if end_with_parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_task(executor: LocalPipelineExecutor, task: int) -> None:
+def _run_task(executor: PipelineExecutor, task: int) -> None:
     """Runs one task of a datatrove pipeline. Its log goes into the executor's folder alone, not to the terminal."""
     with contextlib.redirect_stderr(io.StringIO()):
         executor._run_for_rank(task, local_rank=1)
 
 
-def _assemble(config: CorpusConfig, work: Path, folder: Path) -> Shards:
-    """Holds out, drops duplicates over all tasks, and writes the shards, in the order of the inputs."""
-    from datatrove.executor.local import LocalPipelineExecutor
-    from tqdm import tqdm
+def _finish(config: CorpusConfig, work: Path, digests: dict[str, dict[str, str]], started: float) -> None:
+    """Makes the output of what the stages left in the work folder."""
+    from septet.data import corpus_page, decontaminate
+    from septet.data.steps import Tally, gather_rejects
 
-    from septet.data.dedup import FirstOfItsText, HoldOut
-
-    rejects, shards = Rejects(work / "rejects"), Shards(folder, config.shard_megabytes)
-    first_of_its_text = FirstOfItsText()
-    first_of_its_text.exclusion_writer = rejects
-    hold_out = [] if config.validation_inputs else [HoldOut(config.validation_share)]
-    with tqdm(desc="corpus: de-duplicated documents", disable=None) as bar:
-        pipeline = [Reread(work / "kept", bar), *hold_out, first_of_its_text, shards]
-        # The tasks' rejects come first: this one's number follows theirs.
-        executor = LocalPipelineExecutor(pipeline, tasks=_MAX_TASKS + 1, logging_dir=str(work / "log"))
-        _run_task(executor, _MAX_TASKS)
-    rejects.close()
-    return shards
-
-
-@dataclasses.dataclass
-class Read:
-    """The first step: yields the documents of this task's files and counts them by language."""
-
-    config: CorpusConfig
-    files: list[tuple[str, str]]  # (name, split), validation first
-    counts_folder: Path
-
-    def __call__(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        from datatrove.data import Document
-
-        counts: dict[str, Counter] = defaultdict(Counter)
-        # Neighbouring files go together, so that the tasks' results, put one after the other, keep the order.
-        for name, split in self.files[
-            rank * len(self.files) // world_size : (rank + 1) * len(self.files) // world_size
-        ]:
-            for row in read_documents(name, self.config.text_column, self.config.lang_column, self.config.lang):
-                encoded = row["text"].encode()
-                counts[row["lang"]].update(documents=1, bytes=len(encoded))
-                document_id = row.get("id") or hashlib.blake2b(encoded, digest_size=8).hexdigest()
-                yield Document(
-                    row["text"], document_id, metadata={"source": row["source"], "lang": row["lang"], "split": split}
-                )
-        self.counts_folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.counts_folder / f"{rank:05d}.json", counts)
+    kept = read_json(work / "resolved" / "kept.json")
+    tally, duplicates = Tally.total(work / "tallies"), Tally.total(work / "tallies_of_duplicates")
+    for reason, by_lang in duplicates.dropped.items():
+        tally.dropped[reason].update(by_lang)
+    tally.examples.update(duplicates.examples)
+    with writing(config.output, "corpus", config, {}, digests, started) as out:
+        out.counts.update(
+            read=_sorted(tally.read),
+            dropped=_sorted(tally.dropped),
+            **{split: _by_lang(kept["counts"][split]) for split in ("train", "validation")},
+            sources={split: _sorted(kept["counts"][split]) for split in ("train", "validation")},
+            masked=_sorted({lang: kinds for lang, kinds in tally.masked.items() if kinds}),
+            unreadable_rows=dict(sorted(tally.unreadable.items())),
+            documents_with_repeated_ids=kept["repeated_ids"],
+            revisions=read_json(work / "tasks.json")["revisions"],
+        )
+        _check_not_empty(out.counts)
+        if config.decontaminate:
+            found = decontaminate.report(work / "evaluation", tally.contaminated, tally.contaminated_documents)
+            write_json(out.path / "decontamination.json", found)
+            out.counts["decontaminated"] = found
+        gather_rejects(work / "rejects", out.path / "rejects")
+        for split in ("train", "validation"):
+            os.rename(work / "out" / split, out.path / split)
+        examples = {reason: [row for _, row in chosen.pairs()] for reason, chosen in sorted(tally.examples.items())}
+        meanings = _meanings(config, work)
+        corpus_page.write(out.path / "index.html", config, out.counts, kept, examples, meanings)
+        corpus_page.write_card(out.path / "README.md", config, out.counts, digests, meanings)
+    documents = {
+        split: sum(row["documents"] for row in out.counts[split].values()) for split in ("train", "validation")
+    }
+    dropped = sum(sum(row.values()) for row in out.counts["dropped"].values())
+    print(
+        f"corpus: {documents['train']:,} documents for training, {documents['validation']:,} held out, {dropped:,} dropped; "
+        f"{config.output}/index.html",
+        flush=True,
+    )
 
 
-class Rejects:
-    """Where filters put what they drop (datatrove's exclusion writer): <folder>/<reason>/<task>.jsonl."""
+def _meanings(config: CorpusConfig, work: Path) -> dict[str, str]:
+    """What each reason for dropping a document means: the filters say it themselves, with their numbers."""
+    from septet.data import dedup
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._writers: dict[str, JsonLinesWriter] = {}
-
-    def __enter__(self) -> Rejects:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass  # all filters of a task share this one: the task's end closes it
-
-    def write(self, doc: Document, rank: int = 0) -> None:
-        reason = doc.metadata["filter_reason"]
-        if reason not in self._writers:
-            self._writers[reason] = JsonLinesWriter(self.folder / reason / f"{rank:05d}.jsonl")
-        self._writers[reason].write(_row(doc))
-
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+    found = dict(dedup.REASONS)
+    for step in stages(config, work)[0].pipeline:
+        found |= getattr(step, "reasons", {})
+    return found
 
 
-@dataclasses.dataclass
-class Keep:
-    """The last step of a task: writes what passed to <folder>/<task>.jsonl."""
-
-    folder: Path
-    rejects: Rejects
-
-    def __call__(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        with JsonLinesWriter(self.folder / f"{rank:05d}.jsonl") as writer:
-            for doc in data:
-                writer.write(_row(doc) | {"split": doc.metadata["split"], "digest": doc.metadata["digest"]})
-                yield doc
-        self.rejects.close()
+def _sorted(counts: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {key: dict(sorted(counts[key].items())) for key in sorted(counts)}
 
 
-@dataclasses.dataclass
-class Reread:
-    """Yields what the tasks kept, task after task."""
-
-    folder: Path
-    bar: Any
-
-    def __call__(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        from datatrove.data import Document
-
-        for file in sorted(self.folder.iterdir()):
-            for row in iterate_rows(file) if file.stat().st_size else ():
-                yield Document(row.pop("text"), row.pop("id"), metadata=row)
-                self.bar.update()
-
-
-class Examples:
-    """A few rows of many, chosen by a hash of their text: the same ones on each run, from anywhere in the set."""
-
-    def __init__(self) -> None:
-        self._chosen: list[tuple[bytes, dict[str, Any]]] = []
-
-    def offer(self, row: dict[str, Any]) -> None:
-        key = hashlib.blake2b(row["text"].encode(), digest_size=8).digest()
-        if len(self._chosen) < _EXAMPLES or key < self._chosen[-1][0]:
-            self._chosen = sorted([*self._chosen, (key, row)], key=lambda pair: pair[0])[:_EXAMPLES]
-
-    def rows(self) -> list[dict[str, Any]]:
-        return [row for _, row in self._chosen]
-
-
-class Shards:
-    """The last step: writes <folder>/<split>/<number>.jsonl.gz, and counts and samples what it writes."""
-
-    def __init__(self, folder: Path, shard_megabytes: float):
-        self.folder, self.shard_bytes = folder, int(shard_megabytes * 1e6)
-        self.counts: dict[str, dict[str, Counter]] = {"train": defaultdict(Counter), "validation": defaultdict(Counter)}
-        self.lengths: dict[str, Counter] = defaultdict(Counter)  # by language: bits of the length in characters
-        self.examples: dict[str, Examples] = defaultdict(Examples)  # by language
-
-    def __call__(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        with contextlib.ExitStack() as open_writers:
-            writers: dict[str, JsonLinesWriter] = {}
-            numbers, room = Counter(), Counter()
-            for doc in data:
-                split, lang, size = doc.metadata["split"], doc.metadata["lang"], len(doc.text.encode())
-                if room[split] <= 0:
-                    if split in writers:
-                        writers[split].close()
-                    path = self.folder / split / f"{numbers[split]:05d}.jsonl.gz"
-                    writers[split] = open_writers.enter_context(JsonLinesWriter(path))
-                    numbers[split] += 1
-                    room[split] = self.shard_bytes
-                room[split] -= size
-                writers[split].write(_row(doc))
-                self.counts[split][lang].update(documents=1, bytes=size, characters=len(doc.text))
-                self.lengths[lang][len(doc.text).bit_length()] += 1
-                self.examples[lang].offer(_row(doc))
-                yield doc
-
-
-def _row(doc: Document) -> dict[str, str]:
-    return {"id": doc.id, "text": doc.text, "source": doc.metadata["source"], "lang": doc.metadata["lang"]}
-
-
-def _plain(counts: dict[str, Counter]) -> dict[str, dict[str, int]]:
-    return {lang: dict(counts[lang]) for lang in sorted(counts)}
-
-
-def _sum_of_counts(folder: Path) -> dict[str, dict[str, int]]:
+def _by_lang(by_source: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     total: dict[str, Counter] = defaultdict(Counter)
-    for file in sorted(folder.iterdir()):
-        for lang, counts in read_json(file).items():
-            total[lang].update(counts)
-    return _plain(total)
-
-
-def _gather_rejects(work: Path, folder: Path) -> tuple[dict[str, dict[str, int]], dict[str, Examples]]:
-    """Puts the tasks' rejects together, one file a reason; returns counts by reason and language, and examples."""
-    counts: dict[str, Counter] = defaultdict(Counter)
-    examples: dict[str, Examples] = defaultdict(Examples)
-    for reason_folder in sorted(work.iterdir()) if work.is_dir() else ():
-        reason = reason_folder.name
-        with JsonLinesWriter(folder / f"{reason}.jsonl.gz") as writer:
-            for row in _rows_of(reason_folder):
-                writer.write(row)
-                counts[reason][row["lang"]] += 1
-                examples[reason].offer(row)
-    return _plain(counts), examples
-
-
-def _rows_of(folder: Path) -> Iterator[dict[str, Any]]:
-    for file in sorted(folder.iterdir()):
-        yield from iterate_rows(file)
+    for name, counts in by_source.items():
+        total[name.split("/")[0]].update(counts)
+    return _sorted(total)
 
 
 def _check_not_empty(counts: dict[str, Any]) -> None:
@@ -352,35 +382,6 @@ def _check_not_empty(counts: dict[str, Any]) -> None:
         raise UserError(
             f"--validation-inputs, --validation-share: no document is held out ({drops}); give others or a larger share"
         )
-
-
-def _write_page(
-    path: Path, config: CorpusConfig, counts: dict[str, Any], shards: Shards, dropped: dict[str, Examples]
-) -> None:
-    """The page a person reads: counts by language, lengths, and what each reason dropped beside what was kept."""
-    import jinja2
-    from datatrove.pipeline.filters.base_filter import BaseFilter
-
-    from septet.data import dedup, filters  # noqa: F401 (their classes are found below)
-
-    meanings = {}
-    for filter_class in BaseFilter.__subclasses__():
-        meanings |= getattr(filter_class, "reasons", {})
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        Path(__file__).with_name("corpus.html.j2").read_text(encoding="utf-8")
-    )
-    buckets = sorted({bucket for lengths in shards.lengths.values() for bucket in lengths})
-    page = template.render(
-        config=config,
-        languages=sorted(counts["read"]),
-        counts=counts,
-        buckets=range(buckets[0], buckets[-1] + 1),
-        lengths=shards.lengths,
-        meanings=meanings,
-        kept={lang: shards.examples[lang].rows() for lang in sorted(shards.examples)},
-        dropped={reason: dropped[reason].rows() for reason in sorted(dropped)},
-    )
-    path.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

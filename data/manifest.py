@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -94,7 +95,7 @@ def plain(value: Any) -> Any:
 
 
 # Where a stage writes, how it is started over, and who looks on: none of it changes what comes out.
-_NOT_IDENTITY = ("output", "overwrite", "resume")
+_NOT_IDENTITY = ("output", "overwrite", "resume", "workers")
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -182,19 +183,84 @@ class Writing:
     counts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def digests_of(inputs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Path and fingerprint of each input, as a manifest lists them."""
+    return {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()}
+
+
 @contextmanager
-def writing(output: Path, stage: str, config: Any, inputs: Mapping[str, Any]) -> Iterator[Writing]:
+def work_folder(
+    output: Path, stage: str, config: Any, digests: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple[Path, float]]:
+    """The folder beside `output` in which a long stage keeps what it has finished, and the seconds spent there so far.
+
+    It is empty at first, and again when the configuration, an input or the code has changed. It stays when the stage is
+    interrupted, so that the same command goes on; the caller's block removes it by leaving without an exception.
+
+    Raises:
+        UserError: another process is at work there, the disk is full, or the place cannot be written.
+    """
+    output = Path(output).absolute()
+    folder = output.with_name(f".{output.name}.work")
+    same = {"stage": stage, "code_version": code_version(), "config": identity(config), "inputs": plain(digests)}
+    started, before = time.time(), 0.0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{output}: another process is making it (in {folder}); one can at a time; wait for it or stop it"
+                ) from error
+            if not (folder / "identity.json").is_file() or read_json(folder / "identity.json")["identity"] != same:
+                for entry in folder.iterdir():
+                    if entry.is_dir():
+                        shutil.rmtree(entry)
+                    elif entry.name != "lock":
+                        entry.unlink()
+                write_json(folder / "identity.json", {"identity": same, "seconds": 0.0})
+            else:
+                before = read_json(folder / "identity.json")["seconds"]
+                print(f"{stage}: goes on with what is finished in {folder}", flush=True)
+            try:
+                yield folder, before
+            except BaseException:
+                with suppress(OSError):
+                    write_json(folder / "identity.json", {"identity": same, "seconds": before + time.time() - started})
+                raise
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be written ({error.strerror or error}); free space or choose another --output "
+            f"(what was finished is kept in {folder}: the same command goes on)"
+        ) from error
+
+
+@contextmanager
+def writing(
+    output: Path,
+    stage: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    digests: Mapping[str, Mapping[str, str]] | None = None,
+    started: float | None = None,
+) -> Iterator[Writing]:
     """Writes a stage's directory aside, the manifest last, and renames it into place when whole.
 
     An exception leaves whatever stood at `output` untouched and removes the half-written directory.
+
+    Args:
+        digests: what `digests_of` gives for `inputs`, where it is known already.
+        started: when the stage began, in seconds since 1970; now, by default.
 
     Raises:
         UserError: the disk is full or the place cannot be written.
     """
     output = Path(output)
     aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    started = time.time()
-    digests = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()}
+    started = started or time.time()
+    digests = digests or digests_of(inputs)
     try:
         _remove_leftovers(output)
         aside.mkdir(parents=True)

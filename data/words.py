@@ -30,8 +30,10 @@ class Words:
     """(n,) uint64: one number a word, equal for equal words"""
     lengths: np.ndarray
     """(n,) int64: characters of each word"""
-    digest_of: bytes
-    """the letters and digits without anything between them, four bytes each"""
+    letters: bytes
+    """the letters and digits without anything between them, in UTF-32"""
+    are_characters: bool
+    """whether most of the words are characters that stand alone: the text is Chinese or Japanese"""
 
     def n_grams(self, n: int) -> np.ndarray:
         """(max(0, number of words - n + 1),) uint64: one number for every n words in a row."""
@@ -51,7 +53,7 @@ def words_of(text: str) -> Words:
     inside = kinds != _SEPARATOR
     points, kinds = points[inside], kinds[inside]
     if not len(points):
-        return Words(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64), b"")
+        return Words(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64), b"", False)
     # A word starts at a character that stands alone, after one, and after a separator.
     first = np.empty(len(points), dtype=bool)
     first[0] = True
@@ -63,7 +65,8 @@ def words_of(text: str) -> Words:
     ends = np.append(starts[1:], len(points))
     powers, inverses = _powers(int(_CHARACTER_BASE), _room(len(points)))
     sums = _prefix_sums((points.astype(np.uint64) + np.uint64(1)) * powers[: len(points)])
-    return Words(mixed((sums[ends] - sums[starts]) * inverses[starts]), ends - starts, points.tobytes())
+    hashes = mixed((sums[ends] - sums[starts]) * inverses[starts])
+    return Words(hashes, ends - starts, points.tobytes(), bool(2 * np.count_nonzero(alone) > len(starts)))
 
 
 def mixed(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The corpus stage: readers and their errors, cleaning, filters with reasons, de-duplication, and whole outputs only."""
+"""The corpus stage: what stays and what goes, and that it is whole, the same on any executor, and resumable."""
 
+import dataclasses
 import errno
-import gzip
 import json
 import os
 import random
@@ -12,20 +12,23 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from septet.data import corpus
+from septet.data import corpus, steps
 from septet.data.corpus import CorpusConfig
-from septet.data.documents import check_columns, expand, iterate_rows, read_documents, read_rows, write_jsonl
+from septet.data.documents import iterate_rows, read_rows, write_jsonl
 from septet.data.errors import UserError
 from septet.data.manifest import read_manifest
 
 WORDS = {
-    "en": "river stone morning letter garden winter harbour music silver window teacher market",
-    "fr": "rivière pierre matin lettre jardin hiver musique argent fenêtre marché château été",
-    "zh": "河流 石头 早晨 书信 花园 冬天 港口 音乐 窗户 老师 市场 城堡",
+    "en": "river stone morning letter garden winter harbour music silver window teacher market the old and of where "
+    "under with small bridge people walked carried slowly bread lamp answer between evening story child mountain "
+    "never against voice table yellow ship promise forest thousand candle remember quiet road",
+    "fr": "rivière pierre matin lettre jardin hiver musique argent fenêtre marché château été le les et de où sous avec "
+    "petit pont gens marchaient portaient lentement pain lampe réponse entre soir histoire enfant montagne jamais "
+    "contre voix table jaune navire promesse forêt mille bougie souvenir calme route",
+    "zh": "河流 石头 早晨 书信 花园 冬天 港口 音乐 窗户 老师 市场 城堡 的 了 在 和 我们 他们 古老 小桥 人们 走过 带着 慢慢 "
+    "面包 灯光 回答 之间 晚上 故事 孩子 高山 从来 反对 声音 桌子 黄色 轮船 诺言 森林 一千 蜡烛 记得 安静 道路",
 }
 
 
@@ -73,133 +76,7 @@ def one_worker(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
 
 
-# --- readers ----------------------------------------------------------------------------------------------------------
-
-
-def test_every_format_gives_the_same_documents(tmp_path):
-    texts = ["One\u0085sentence, with a line mark inside.\nAnd a second line.", "人工智能。", "Été\u2028comme hiver."]
-    rows = [document(text) for text in texts]
-    for name in ("a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"):
-        write_jsonl(tmp_path / name, rows)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for name in ("a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.parquet"):
-        assert rows == list(read_documents(str(tmp_path / name)))
-        assert rows == read_rows(tmp_path / name)
-
-    (tmp_path / "a.txt").write_text("First paragraph.\n\nSecond.", encoding="utf-8")
-    (whole,) = read_documents(str(tmp_path / "a.txt"), lang="en")
-    assert whole == {"text": "First paragraph.\n\nSecond.", "source": "a.txt", "lang": "en"}
-
-
-def test_csv_keeps_commas_quotes_and_line_ends_inside_cells(tmp_path):
-    (tmp_path / "a.csv").write_text('text,label\n"a, ""b""\nc\u0085d",1\n', encoding="utf-8")
-    assert read_rows(tmp_path / "a.csv") == [{"text": 'a, "b"\nc\u0085d', "label": "1"}]
-
-
-def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2}')
-    assert read_rows(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
-
-
-def test_a_folder_stands_for_its_readable_files_in_order(tmp_path):
-    for name in ("b.jsonl", "sub/a.txt", "a.parquet", "notes.md", "manifest.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [str(tmp_path / name) for name in ("a.parquet", "b.jsonl", "sub/a.txt")] == expand([str(tmp_path)])
-
-
-def test_equal_rows_give_equal_gzip_bytes(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl.gz", [{"a": "é"}])
-    first = (tmp_path / "a.jsonl.gz").read_bytes()
-    os.utime(tmp_path / "a.jsonl.gz", (0, 0))
-    write_jsonl(tmp_path / "renamed.jsonl.gz", [{"a": "é"}])
-    assert first == (tmp_path / "renamed.jsonl.gz").read_bytes()
-    assert bytes(4) == first[4:8]  # the header's time
-
-
-def test_hub_sets_are_streamed_by_name_config_and_split(monkeypatch):
-    import datasets
-
-    asked = []
-
-    def load_dataset(name, config, split, streaming):
-        asked.append((name, config, split, streaming))
-        return iter([{"text": "Bonjour.", "id": 7}])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    expected = [{"text": "Bonjour.", "source": "hub:o/n:20.fr", "lang": "fr", "id": "7"}]
-    assert expected == list(read_documents("hub:o/n:20.fr", lang="fr"))
-    list(read_documents("hub:o/n::test", lang="fr"))
-    assert asked == [("o/n", "20.fr", "train", True), ("o/n", None, "test", True)]
-
-    def fail(*_, **__):
-        raise ConnectionError("offline")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        UserError, match=re.escape("hub:o/n: cannot be read (ConnectionError: offline); it must be hub:")
-    ):
-        list(read_documents("hub:o/n", lang="fr"))
-
-
-GOOD = b'{"text": "x", "lang": "en"}\n'
-PARQUET_MAGIC = b"PAR1"
-BAD_FILES = {
-    "not gzip": ("a.jsonl.gz", GOOD, "a.jsonl.gz: is a damaged or truncated gzip file"),
-    "truncated gzip": ("a.jsonl.gz", gzip.compress(GOOD * 99)[:-12], "a.jsonl.gz: is a damaged or truncated gzip file"),
-    "corrupt gzip": (
-        "a.jsonl.gz",
-        gzip.compress(GOOD)[:-6] + b"\0\0\0\0\0\0",
-        "a.jsonl.gz: is a damaged or truncated gzip file",
-    ),
-    "corrupt Parquet": (
-        "a.parquet",
-        PARQUET_MAGIC + b"?" * 99 + PARQUET_MAGIC,
-        "a.parquet: is not a readable Parquet file",
-    ),
-    "empty Parquet": ("a.parquet", b"", "a.parquet: is not a readable Parquet file"),
-    "invalid UTF-8": (
-        "a.jsonl",
-        GOOD + '{"text": "été"}'.encode("latin1"),
-        "a.jsonl, line 2: is not valid UTF-8 (byte 0xe9)",
-    ),
-    "invalid UTF-8 text": ("a.txt", b"one\ntwo \xff", "a.txt, line 2: is not valid UTF-8 (byte 0xff)"),
-    "not JSON": ("a.jsonl", GOOD + b"\n{'text': 1}\n", "a.jsonl, line 3: is not JSON"),
-    "no object": ("a.jsonl", b"[1]\n", "a.jsonl, line 1: is JSON, but a list; each line must be one object"),
-    "half a surrogate": ("a.jsonl", rb'{"text": "\ud83d"}', "a.jsonl, line 1: has half of a surrogate pair"),
-    "no rows": ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz: holds no rows"),
-    "wrong column": (
-        "a.jsonl",
-        b'{"texte": "x", "lang": "en"}',
-        "row 1: has no column 'text'; did you mean 'texte'? known: lang, texte; pass",
-    ),
-    "no language": ("a.jsonl", b'{"text": "x"}', "row 1: has no column 'lang'; known: text; pass --lang"),
-    "no text": ("a.jsonl", b'{"text": 3, "lang": "en"}', "row 1: column 'text' holds int; it must hold text"),
-}
-
-
-@pytest.mark.parametrize("name, data, message", BAD_FILES.values(), ids=BAD_FILES)
-def test_bad_files_give_one_message(tmp_path, name, data, message):
-    (tmp_path / name).write_bytes(data)
-    lang = "en" if name.endswith(".txt") else None
-    with pytest.raises(UserError, match=re.escape(message)) as error:
-        list(read_documents(str(tmp_path / name), lang=lang))
-    assert "\n" not in str(error.value)
-    assert str(error.value).count(";") >= 2  # the value; the rule; the way out
-
-
-def test_bad_rows_of_task_sets(tmp_path):
-    (tmp_path / "a.csv").write_text("text,label\nonly one cell\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"a\.csv, line 2: has not as many cells as the header \(2\)"):
-        read_rows(tmp_path / "a.csv")
-    with pytest.raises(UserError, match=r"missing\.jsonl: cannot be read"):
-        read_rows(tmp_path / "missing.jsonl")
-    with pytest.raises(UserError, match=r"a\.xlsx: unknown kind of file"):
-        read_rows(tmp_path / "a.xlsx")
-    with pytest.raises(
-        UserError, match=r"has no column 'label'; did you mean 'labels'\? known: labels, text; rename it"
-    ):
-        check_columns(tmp_path / "a.csv", {"text": "", "labels": ""}, ["text", "label"], "rename it")
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def test_bad_inputs_of_the_stage(tmp_path):
@@ -211,7 +88,6 @@ def test_bad_inputs_of_the_stage(tmp_path):
         ((str(tmp_path / "nowhere.jsonl"),), "nowhere.jsonl: no such file or folder"),
         ((str(tmp_path / "empty"),), "empty: holds no file ending in .jsonl"),
         ((str(tmp_path / "a.pdf"),), "a.pdf: unknown kind of file"),
-        ((str(tmp_path / "a.txt"),), "a.txt: plain text does not tell its language"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):
             corpus.run(CorpusConfig(inputs, tmp_path / "corpus"))
@@ -220,43 +96,38 @@ def test_bad_inputs_of_the_stage(tmp_path):
     assert not (tmp_path / "corpus").exists()
 
 
-# --- cleaning and filters ---------------------------------------------------------------------------------------------
+# --- what stays and what goes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "raw, clean",
-    [
-        ("e\u0301te\u0301", "été"),  # NFC
-        ("It’s “quoted” — «\u00a0oui\u00a0»", "It’s “quoted” — «\u00a0oui\u00a0»"),
-        ("你好，世界！（全角）：ＡＢ？", "你好，世界！（全角）：ＡＢ？"),
-        ("schÃ¶n, itâ€™s", "schön, it’s"),
-        ("a\x00b\x07c\ufeff\u200bd", "abcd"),
-        ("one  \r\ntwo\t\n\n\n\n  three\u2028four ", "one\ntwo\n\n  three\nfour"),
-        ("one\u0085 two", "one… two"),  # ftfy: what a Windows ellipsis becomes if read as Latin-1
-        ("👩\u200d🔬", "👩\u200d🔬"),
-    ],
-)
-def test_cleaning(raw, clean):
-    from septet.data.filters import Clean
-
-    assert clean == Clean().format(raw)
-    assert clean == Clean().format(clean)
+@pytest.fixture
+def evaluation(tmp_path):
+    write_jsonl(
+        tmp_path / "quiz/test.jsonl", [{"question": prose("fr", 900, 30), "answer": "oui"}, {"question": "Où ?"}]
+    )
+    return str(tmp_path / "quiz")
 
 
-def test_each_reason_drops_what_was_planted_and_nothing_else(make):
+def test_each_reason_drops_what_was_planted_and_nothing_else(make, evaluation):
     planted = {
         "unknown_language": document(prose("en", 1), "de"),
         "too_short": document("猫在桌子上。" + "  " * 99, "zh"),
+        "too_long": document(prose("en", 11, 2000)),
         "too_many_replacement_characters": document(prose("en", 2) + "\ufffd\ufffd"),
         "too_few_letters": document(prose("en", 3) + " 1 2 3 | = %" * 60),
         "too_many_repeated_lines": document("\n".join([prose("fr", 4, 6)] * 2 + [prose("fr", 5, 6)]), "fr"),
-        "wrong_script": document(prose("en", 6), "zh"),
+        "wrong_language": document(prose("en", 6), "zh"),
+        "contaminated": document(f"{prose('fr', 12)} {prose('fr', 900, 30).upper()} {prose('fr', 13)}", "fr"),
         "exact_duplicate": document(prose("en", 7).upper().replace(" ", ",  ")),
-        "in_validation": document(prose("zh", 8) + "！", "zh"),
+        "near_duplicate": document(prose("en", 14, 100).replace(" ", " so ", 1)),
+        "in_validation": document(prose("zh", 8, 90)[:-8] + "！", "zh"),
     }
-    kept = [document(prose("en", 7)), document(prose("fr", 9), "fr"), document(prose("zh", 10) + "OpenAI GPT", "zh")]
-    validation = [document(prose("zh", 8), "zh")]
-    folder = make([kept[0], *planted.values(), *kept[1:]], validation)
+    kept = [
+        *(document(prose("en", 7)), document(prose("en", 14, 100)), document(prose("fr", 9), "fr")),
+        document(prose("zh", 10) + "OpenAI GPT", "zh"),
+        document(prose("fr", 15), ""),  # not tagged: identified
+    ]
+    validation = [document(prose("zh", 8, 90), "zh")]
+    folder = make([*kept[:2], *planted.values(), *kept[2:]], validation, max_bytes=5000, decontaminate=(evaluation,))
 
     assert set(planted) == {p.name.removesuffix(".jsonl.gz") for p in (folder / "rejects").iterdir()}
     for reason, row in planted.items():
@@ -265,31 +136,58 @@ def test_each_reason_drops_what_was_planted_and_nothing_else(make):
         assert row["text"].strip() == rejected["text"]
     assert [row["text"] for row in kept] == [row["text"] for row in rows_below(folder / "train")]
     assert [row["text"] for row in validation] == [row["text"] for row in rows_below(folder / "validation")]
+    assert {"fr"} == {row["lang"] for row in rows_below(folder / "train") if row["text"] == kept[-1]["text"]}
+
+    of_text = {row["text"]: row["id"] for split in ("train", "validation") for row in rows_below(folder / split)}
+    for reason, twin in (("exact_duplicate", kept[0]), ("near_duplicate", kept[1]), ("in_validation", validation[0])):
+        (rejected,) = read_rows(folder / f"rejects/{reason}.jsonl.gz")
+        assert rejected["duplicate_of"] == of_text[twin["text"]]
+        assert 0.8 <= rejected["jaccard"] <= 1
+    (rejected,) = read_rows(folder / "rejects/contaminated.jsonl.gz")
+    assert rejected["contaminated_by"] == ["quiz/test:1:question"]
 
     counts = read_manifest(folder, "corpus")["counts"]
     assert {reason: {row["lang"]: 1} for reason, row in planted.items()} == counts["dropped"]
-    assert {lang: row["documents"] for lang, row in counts["read"].items()} == {"de": 1, "en": 4, "fr": 2, "zh": 5}
-    english = len(kept[0]["text"])
-    assert {"documents": 1, "bytes": english, "characters": english} == counts["train"]["en"]
+    assert {lang: row["documents"] for lang, row in counts["read"].items()} == {"de": 1, "en": 7, "fr": 4, "zh": 5}
+    english = sum(len(row["text"]) for row in kept[:2])
+    assert {"documents": 2, "bytes": english, "characters": english} == counts["train"]["en"]
+    (found,) = counts["decontaminated"]
+    assert (found["rows"], found["rows_checked"], found["rows_found"], found["documents_dropped"]) == (2, 1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    "text, few",
-    [
-        ("\n".join(f"line number {i}" for i in range(9)), True),
-        ("\n".join(["-"] * 9 + [prose("en", i) for i in range(9)]), False),  # 44 % of the lines, 1 % of the characters
-        (
-            "\n".join([prose("en", 0)] * 2 + ["ab", "cd", "ef", "gh"]),
-            False,
-        ),  # 17 % of the lines, 49 % of the characters
-    ],
-)
-def test_repeated_lines_count_by_lines_and_by_characters(text, few):
-    from datatrove.data import Document
+def test_personal_data_is_masked_and_counted(make):
+    rows = [document(f"{prose('en', 1)} Write to jane.roe@corp-mail.org. {prose('en', 2)}"), *many(20)]
+    folder = make(rows)
+    texts = [row["text"] for split in ("train", "validation") for row in rows_below(folder / split)]
+    assert sum("Write to <EMAIL>." in text for text in texts) == 1
+    assert read_manifest(folder, "corpus")["counts"]["masked"] == {"en": {"email": 1}}
+    assert any(
+        "jane.roe@" in row["text"] for row in rows_below(make(rows, mask_pii=False, output="raw") / "train")
+    ) or any("jane.roe@" in row["text"] for row in rows_below(folder.parent / "raw/validation"))
 
-    from septet.data.filters import FewRepeatedLines
 
-    assert FewRepeatedLines().filter(Document(text, "0")) == (few or (False, "too_many_repeated_lines"))
+def test_near_duplicates_can_stay(make):
+    twins = [document(prose("en", 14, 100)), document(prose("en", 14, 100).replace(" ", " so ", 1)), *many(20)]
+    kept = [
+        len(
+            rows_below(
+                make(twins, near_duplicates=n, output=f"c{n}", validation=[document(prose("en", 999))]) / "train"
+            )
+        )
+        for n in (0, 0.8)
+    ]
+    assert kept == [62, 61]
+    with pytest.raises(UserError, match=r"--near-duplicates 0\.5: must lie between 0\.7 and 1"):
+        make(twins, near_duplicates=0.5, output="c3")
+
+
+def test_repeated_ids_are_counted_and_drop_nothing(make):
+    rows = [row | {"id": str(i % 50)} for i, row in enumerate(many(20))]
+    folder = make(rows)
+    counts = read_manifest(folder, "corpus")["counts"]
+    assert counts["documents_with_repeated_ids"] == 10
+    assert counts["dropped"] == {}
+    assert "10 documents have an id that an earlier one has" in (folder / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_held_out_share_depends_on_the_text_alone(make):
@@ -311,7 +209,11 @@ def test_shards_hold_the_documents_in_order(make):
     assert [f"{i:05d}.jsonl.gz" for i in range(len(shards))] == [p.name for p in shards]
     sizes = [sum(len(row["text"].encode()) for row in read_rows(p)) for p in shards]
     assert len(sizes) > 2
-    assert all(10_000 <= size < 11_000 for size in sizes[:-1])
+    assert all(9_000 < size < 11_000 for size in sizes[:-1])
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    assert [start // 10_000 for start in starts] == list(
+        range(len(sizes))
+    )  # a document lies where its first byte falls
     assert [row["text"] for row in documents] == [row["text"] for row in rows_below(folder / "train")]
 
 
@@ -322,7 +224,7 @@ def test_the_page_escapes_and_shows_counts(make):
     assert "<script" not in page
     assert "<b>" not in page
     assert "&lt;b&gt;short&lt;/b&gt;" in page
-    assert "fewer bytes of UTF-8 than --min-bytes" in page
+    assert "fewer than 100 bytes of UTF-8, after cleaning" in page
     assert not re.search(r'(src|href)="(?!#)', page)  # self-contained
 
 
@@ -340,13 +242,13 @@ def test_workers_change_no_byte(tmp_path, one_worker, monkeypatch):
     assert content(tmp_path / "alone") == content(tmp_path / "together")
 
     write_jsonl(tmp_path / "in/3.jsonl", [{"txt": "x", "lang": "en"}])
-    with pytest.raises(UserError, match=re.escape("3.jsonl, row 1: has no column 'text'; did you mean 'txt'?")):
+    with pytest.raises(UserError, match=re.escape("3.jsonl, line 1: has no column 'text'; did you mean 'txt'?")):
         corpus.run(CorpusConfig(config.inputs, tmp_path / "bad", validation_share=0.2))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "in", "together"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".bad.work", "alone", "in", "together"]
 
 
 def test_many_files_share_a_task_and_keep_their_order(tmp_path, one_worker, monkeypatch):
-    monkeypatch.setattr(corpus, "_MAX_TASKS", 2)
+    monkeypatch.setattr(corpus, "TASK_BYTES", 16_000)
     rows = many(10)
     for number in range(5):
         write_jsonl(tmp_path / f"in/{number}.jsonl", rows[6 * number : 6 * number + 6])
@@ -377,7 +279,7 @@ def test_nothing_left_is_an_error(make, tmp_path):
         make([document("a"), document("b")])
     with pytest.raises(UserError, match="no document is held out"):
         make(many(5), validation_share=1e-9)
-    assert [p.name for p in tmp_path.iterdir()] == ["documents.jsonl.gz"]
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_a_full_disk_leaves_finished_work_untouched(make, monkeypatch, tmp_path):
@@ -386,29 +288,28 @@ def test_a_full_disk_leaves_finished_work_untouched(make, monkeypatch, tmp_path)
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(corpus.Examples, "offer", fail)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
-        make(many(30), overwrite=True)
+    monkeypatch.setattr(steps.Examples, "offer", fail)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); .* the same command goes on"):
+        make([*many(30), document("short")], overwrite=True)
     assert before == content(tmp_path / "corpus")
+    monkeypatch.undo()
+    assert before != content(make([*many(30), document("short")], overwrite=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "documents.jsonl.gz"]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_a_kill_leaves_no_output_and_no_process(tmp_path, one_worker):
-    rows = many(2000)
-    for number in range(4):
-        write_jsonl(tmp_path / f"in/{number}.jsonl", rows)
-    command = [
-        sys.executable,
-        "-m",
-        "septet.data.corpus",
-        "--inputs",
-        str(tmp_path / "in"),
-        "--output",
-        str(tmp_path / "corpus"),
-    ]
+def test_a_killed_run_goes_on_with_what_is_missing_and_changes_no_byte(tmp_path, monkeypatch):
+    for number in range(6):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", many(400)[number::6])
+    monkeypatch.setattr(corpus, "TASK_BYTES", 20_000)
+    config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2)
+    code = "import sys; from pathlib import Path; from septet.data import corpus; corpus.TASK_BYTES = 20_000; " + (
+        "corpus.run(corpus.CorpusConfig((sys.argv[1],), Path(sys.argv[2]), validation_share=0.2))"
+    )
+    work = tmp_path / ".corpus.work"
+    command = [sys.executable, "-c", code, str(tmp_path / "in"), str(tmp_path / "corpus")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not list(tmp_path.glob(".corpus.*.tmp/work/kept/*")):
+        while not list(work.glob("log/documents/completions/*")):
             assert process.poll() is None
             time.sleep(0.01)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -418,10 +319,101 @@ def test_a_kill_leaves_no_output_and_no_process(tmp_path, one_worker):
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    for number in range(4):
-        write_jsonl(tmp_path / f"in/{number}.jsonl", many(20))
-    corpus.run(CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2))
+    done = {p.name: p.stat().st_mtime_ns for p in (work / "log/documents/completions").iterdir()}
+    finished = {name: (work / f"documents/{name}.jsonl").stat().st_mtime_ns for name in done}
+    times: dict[str, int] = {}
+    monkeypatch.setattr(corpus, "_finish", lambda *a, real=corpus._finish: (times.update(_times(work)), real(*a)))
+    corpus.run(config)
+    assert finished == {name: times[name] for name in finished}  # not made again
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "in"]
+    corpus.run(dataclasses.replace(config, output=tmp_path / "undisturbed"))
+    assert content(tmp_path / "undisturbed") == content(tmp_path / "corpus")
+
+
+def _times(work: Path) -> dict[str, int]:
+    return {p.stem: p.stat().st_mtime_ns for p in work.glob("documents/*.jsonl")}
+
+
+def test_a_worker_that_is_killed_is_said_so_and_the_rest_is_kept(tmp_path, monkeypatch):
+    for number in range(4):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", many(40)[number::4])
+    monkeypatch.setattr(corpus, "TASK_BYTES", 8000)
+    config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2, workers=2)
+    monkeypatch.setattr(corpus, "_run_task", _die)
+    with pytest.raises(UserError, match="a worker was killed, perhaps for lack of memory; what was finished is kept"):
+        corpus.run(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(corpus, "TASK_BYTES", 8000)
+    corpus.run(config)
+    assert rows_below(tmp_path / "corpus/train")
+
+
+def _die(executor, task):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_other_inputs_options_or_code_start_over(tmp_path, monkeypatch, capsys):
+    write_jsonl(tmp_path / "in/0.jsonl", many(30))
+    config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_finish", _stop)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                corpus.run(config)
+    assert capsys.readouterr().out.count("corpus: goes on with what is finished in") == 1
+    corpus.run(dataclasses.replace(config, min_bytes=120))
+    assert "goes on" not in capsys.readouterr().out
+
+
+def _stop(*_):
+    raise KeyboardInterrupt
+
+
+def test_two_at_once_are_refused(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "in/0.jsonl", many(30))
+    config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2)
+    monkeypatch.setattr(corpus, "_finish", lambda *_: None)
+    with corpus.prepared(config):
+        with pytest.raises(UserError, match="another process is making it"):
+            corpus.run(config)
+        (tmp_path / ".corpus.work" / "tasks.json").stat()  # still there
+
+
+def test_datatroves_own_executor_on_two_nodes_gives_the_same_bytes(tmp_path, monkeypatch):
+    """As docs/corpus.md has it for Slurm and Ray: each node runs a share of the tasks, and `septet corpus` ends it."""
+    from datatrove.executor.local import LocalPipelineExecutor
+
+    for number in range(4):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", many(60)[number::4])
+    monkeypatch.setattr(corpus, "TASK_BYTES", 8000)
+    config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "nodes", validation_share=0.2)
+    with corpus.prepared(config) as work:
+        for stage in corpus.stages(config, work):
+            for node in range(2):
+                start, end = stage.tasks * node // 2, stage.tasks * (node + 1) // 2
+                if end > start:
+                    LocalPipelineExecutor(
+                        stage.pipeline,
+                        tasks=stage.tasks,
+                        local_tasks=end - start,
+                        local_rank_offset=start,
+                        logging_dir=str(work / "log" / stage.name),
+                    ).run()
+    corpus.run(dataclasses.replace(config, output=tmp_path / "here"))
+    assert content(tmp_path / "here") == content(tmp_path / "nodes")
+
+
+def test_the_folder_loads_as_a_data_set_and_its_card_says_what_is_in_it(make):
+    import datasets
+
+    folder = make([*many(30), document("short")], licenses={"test": "CC0 | own"})
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(folder.parent / "cache"))
+    for split in ("train", "validation"):
+        assert list(loaded[split]) == rows_below(folder / split)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "CC0 \\| own" in card
+    assert "| too_short | fewer than 100 bytes of UTF-8, after cleaning | 1 | en 1 |" in card
+    assert str(folder.parent) not in card  # it is published: no paths
 
 
 def test_the_command_line_prints_one_line_and_no_traceback(tmp_path):

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import shutil
+import sys
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from septet.data.documents import read_rows
+from septet.data import pack
+from septet.data.documents import read_rows, write_jsonl
 from septet.data.errors import UserError
-from septet.data.manifest import fingerprint, read_manifest
-from septet.data.pack import PackConfig, best_fit, run, token_byte_lengths
+from septet.data.manifest import fingerprint, read_json, read_manifest, write_json, write_manifest
+from septet.data.pack import PackConfig, TextEncoder, best_fit, cut_emptiest, probe_texts, run, token_byte_lengths
 from septet.data.packed import CYCLE, PackedDataset, permuted
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 65, 1000, 4097])
-def test_the_order_is_a_permutation(size: int) -> None:
-    order = permuted(np.arange(size), size, key=7)
-    assert sorted(order) == list(range(size))
-    if size > 60:
-        assert (permuted(np.arange(size), size, key=8) != order).mean() > 0.9
-        assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.3
+def write_corpus(folder: Path, train: Iterable[dict[str, str]]) -> Path:
+    """A finished corpus of these documents, the first also standing for validation."""
+    train = list(train)
+    write_jsonl(folder / "train" / "00000.jsonl.gz", train)
+    write_jsonl(folder / "validation" / "00000.jsonl.gz", train[:1])
+    write_manifest(folder, "corpus", {}, {}, {}, 0.0)
+    return folder
+
+
+def document(text: str, lang: str = "en", source: str = "test") -> dict[str, str]:
+    return {"text": text, "lang": lang, "source": source}
+
+
+def sequences(folder: Path, split: str = "train") -> list[dict]:
+    import datasets
+
+    return list(datasets.load_from_disk(str(folder / split)))
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 300 documents from two sources, a few words to some hundred each."""
+    draw = np.random.default_rng(3)
+    lengths = draw.integers(1, 120, 300)
+    texts = [" ".join(str(n) for n in draw.integers(0, 999, length)) for length in lengths]
+    return write_corpus(
+        tmp_path_factory.mktemp("words"),
+        [document(text, "en", "ab"[i % 3 == 0]) for i, text in enumerate(texts)],
+    )
+
+
+def test_the_order_is_a_permutation_for_every_size() -> None:
+    for size in [*range(1, 301), 1000, 4097]:
+        orders = [permuted(np.arange(size), size, key=key) for key in (7, 8, 9)]
+        for order in orders:
+            assert np.array_equal(np.sort(order), np.arange(size)), size
+        if size > 100:
+            assert (orders[0] != orders[1]).mean() > 0.9
+            assert abs(np.corrcoef(orders[0], np.arange(size))[0, 1]) < 0.3
 
 
 def test_a_place_of_the_order_is_computed_alone() -> None:
@@ -36,6 +76,128 @@ def test_best_fit_places_every_piece_once_and_fills() -> None:
     loads = [sum(lengths[i] for i in members) for members in bins]
     assert max(loads) <= 100
     assert len(bins) <= 1.03 * sum(lengths) / 100  # taken as they come, the same pieces need a third more
+
+
+def test_best_fit_is_exact() -> None:
+    """The fullest bin with room, sought among all of them."""
+    for seed in range(20):
+        lengths = np.random.default_rng(seed).integers(1, 41, 200).tolist()
+        rooms: list[int] = []
+        for length in sorted(lengths, reverse=True):
+            fitting = [place for place, room in enumerate(rooms) if room >= length]
+            if fitting:
+                rooms[min(fitting, key=rooms.__getitem__)] -= length
+            else:
+                rooms.append(40 - length)
+        loads = [sum(lengths[i] for i in members) for members in best_fit(lengths, 40)]
+        assert sorted(40 - load for load in loads) == sorted(rooms)
+
+
+@pytest.mark.parametrize("max_padding", [0.0, 0.05, 0.2])
+def test_the_emptiest_sequences_are_cut_until_the_padding_is_as_asked(max_padding: float) -> None:
+    pieces = [np.arange(1000 * i, 1000 * i + n) for i, n in enumerate(np.random.default_rng(1).integers(60, 90, 400))]
+    made = cut_emptiest([[piece] for piece in pieces], 100, max_padding)  # no two of them fit into one
+    loads = [sum(map(len, members)) for members in made]
+    tokens = sum(map(len, pieces))
+    assert max(loads) <= 100
+    assert 1 - tokens / (100 * len(made)) <= max_padding or len(made) == -(-tokens // 100)
+    assert 1 - tokens / (100 * (len(made) + 1)) > max_padding  # not one sequence more was cut than had to be
+    assert sorted(np.concatenate([p for members in made for p in members])) == sorted(np.concatenate(pieces))
+    whole = {(piece[0], len(piece)) for members in made for piece in members}
+    cut = [len(piece) for piece in pieces if (piece[0], len(piece)) not in whole]
+    assert len(cut) <= 400 - len(made)  # only those of the sequences that are gone, which were the emptiest
+    assert max(cut) <= min(len(piece) for piece in pieces if (piece[0], len(piece)) in whole)
+
+
+def test_nothing_is_cut_while_the_padding_is_within_its_limit() -> None:
+    full = [[np.arange(95 + i % 3)] for i in range(40)]  # of 100: one sequence fewer would hold them, if they were cut
+    assert cut_emptiest(full, 100, 0.05) == full
+
+
+def test_concatenation_keeps_the_order_and_pads_only_the_end(words, packed, tokenizer, tmp_path) -> None:
+    made = run(PackConfig(words, packed / "tokenizer", tmp_path / "out", sequence_length=32, method="concatenate"))
+    encoder = TextEncoder(tokenizer)
+    rows = read_rows(words / "train" / "00000.jsonl.gz")
+    counts = read_manifest(made, "pack")["counts"]["train"]
+    for source in "ab":
+        documents = encoder.documents([row["text"] for row in rows if row["source"] == source])
+        mine = [row for row in sequences(made) if row["source"] == source]
+        assert np.concatenate([row["input_ids"] for row in mine]).tolist() == np.concatenate(documents).tolist()
+        assert all(len(row["input_ids"]) == 32 for row in mine[:-1])
+        ends = np.cumsum([length for row in mine for length in row["document_lengths"]])
+        assert set(np.cumsum(list(map(len, documents)))) <= set(ends)  # every border of a document is one of a piece
+        starts = np.cumsum([0, *map(len, documents)])
+        cut = sum(a // 32 != (b - 1) // 32 for a, b in itertools.pairwise(starts))
+        assert counts[f"en/{source}"]["cut_documents"] == cut
+
+
+@pytest.mark.parametrize("method", ["best_fit", "concatenate"])
+def test_little_memory_loses_no_token(method: str, words, packed, tokenizer, tmp_path, monkeypatch) -> None:
+    """Few tokens held at once and small shards: every document is still there, in order."""
+    monkeypatch.setattr(pack, "TOKENS_AT_ONCE", 1000)
+    monkeypatch.setattr(pack, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(pack, "_DOCUMENTS_PER_CALL", 10)
+    config = PackConfig(words, packed / "tokenizer", tmp_path / "out", sequence_length=128, method=method)
+    made = run(config)
+    assert len(list((made / "train").glob("*.arrow"))) > 3
+    rows = sequences(made)
+    assert all(len(row["input_ids"]) <= 128 and sum(row["document_lengths"]) == len(row["input_ids"]) for row in rows)
+    documents = TextEncoder(tokenizer).documents([r["text"] for r in read_rows(words / "train" / "00000.jsonl.gz")])
+    assert Counter(t for row in rows for t in row["input_ids"]) == Counter(np.concatenate(documents).tolist())
+    total = read_manifest(made, "pack")["counts"]["train"]["total"]
+    assert (total["documents"], total["lost_tokens"], total["sequences"]) == (300, 0, len(rows))
+    assert total["tokens"] == sum(map(len, documents))
+    if method == "concatenate":  # a group that is written in parts goes on where it stopped
+        assert sum(len(row["input_ids"]) < 128 for row in rows) <= 2
+        for source in "ab":
+            ids = [t for row in rows if row["source"] == source for t in row["input_ids"]]
+            texts = [r["text"] for r in read_rows(words / "train" / "00000.jsonl.gz") if r["source"] == source]
+            assert ids == np.concatenate(TextEncoder(tokenizer).documents(texts)).tolist()
+
+
+def test_a_special_token_spelled_in_a_text_is_text(packed, tokenizer, tmp_path) -> None:
+    text = "He typed <|eos|> and <|bos|>, then <|pad|>."
+    corpus = write_corpus(tmp_path / "corpus", [document(text), document("<|eos|>")])
+    rows = sequences(run(PackConfig(corpus, packed / "tokenizer", tmp_path / "out", sequence_length=64)))
+    ids = [token for row in rows for token in row["input_ids"]]
+    assert ids.count(tokenizer.eos_token_id) == ids.count(tokenizer.bos_token_id) == 2
+    assert tokenizer.pad_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True).count("<|eos|>") == 2
+
+
+def test_the_fast_encoder_gives_the_ids_of_tokenizers(tokenizer, documents) -> None:
+    pytest.importorskip("fastokens")
+    encoder = TextEncoder(tokenizer)
+    assert encoder.name.startswith("fastokens")
+    texts = [*probe_texts(3000), "", "a" * 10_000, " " * 10_000, "字" * 10_000]
+    texts += [row["text"] for row in documents]
+    assert all(map(np.array_equal, encoder._encode_fast(texts), encoder._encode_exactly(texts)))
+    plain = encoder.documents(["plain text"])[0].tolist()
+    assert plain == [tokenizer.bos_token_id, *tokenizer.encode("plain text")[1:], tokenizer.eos_token_id]
+
+
+def test_an_encoder_that_is_absent_or_wrong_is_not_used(words, packed, tokenizer, tmp_path, monkeypatch) -> None:
+    fast = run(PackConfig(words, packed / "tokenizer", tmp_path / "fast", sequence_length=64))
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    slow = run(PackConfig(words, packed / "tokenizer", tmp_path / "slow", sequence_length=64))
+    assert read_manifest(slow, "pack")["counts"]["encoder"].startswith("tokenizers")
+    assert fingerprint(slow) == fingerprint(fast)
+
+    class Wrong:
+        @staticmethod
+        def from_json_str(_: str) -> Wrong:
+            return Wrong()
+
+        def encode_batch_flat(self, texts: list[str], **_: bool) -> tuple[bytes, bytes]:
+            lengths = [0, *map(len, texts)]
+            return np.zeros(sum(lengths), np.uint32).tobytes(), np.cumsum(lengths).astype(np.uint64).tobytes()
+
+    monkeypatch.setitem(sys.modules, "fastokens", SimpleNamespace(Tokenizer=Wrong))
+    encoder = TextEncoder(tokenizer)
+    assert encoder.name.startswith("tokenizers") and encoder.fast is None
+    encoder.fast = Wrong()  # one that the probe did not find out
+    with pytest.raises(UserError, match="other ids than tokenizers"):
+        encoder.documents(["", "some text"])
 
 
 def test_packing_keeps_every_token_and_border(packed, tokenizer) -> None:
@@ -77,6 +239,46 @@ def test_each_sequence_comes_once_an_epoch_of_its_source(packed) -> None:
     assert shares == {"en": 0.5, "fr": 0.25, "zh": 0.25}
 
 
+def test_the_order_is_the_same_for_any_number_of_processes(packed) -> None:
+    data = PackedDataset(packed, "train", mixture={"en": 3, "zh": 1}, seed=2)
+    steps = np.arange(40 * 12).reshape(40, 12)
+    alone = [data.rows(samples).tolist() for samples in steps]
+    for processes in (2, 3, 4):
+        ranks = [PackedDataset(packed, "train", mixture={"en": 3, "zh": 1}, seed=2) for _ in range(processes)]
+        parts = [[r.rows(np.split(samples, processes)[i]).tolist() for i, r in enumerate(ranks)] for samples in steps]
+        assert [list(itertools.chain(*part)) for part in parts] == alone
+
+
+def test_repetition_is_counted_and_limited(packed) -> None:
+    data = PackedDataset(packed, "train", mixture={"en": 5, "fr": 1}, seed=4)
+    rows = data.rows(np.arange(3000))
+    for num_samples in (0, 1, 17, 1024, 2999):
+        seen = {name: np.isin(rows[:num_samples], numbers).sum() for name, numbers in data.sources.items()}
+        assert data.epochs(num_samples) == {name: seen[name] / len(data.sources[name]) for name in seen}
+    most = data.max_samples(4)
+    assert max(data.epochs(most).values()) <= 4 < max(data.epochs(most + 1).values())
+    data.check_epochs(most, 4)
+    with pytest.raises(UserError, match=rf"en/test .* at most 4 epochs are allowed, which {most} samples keep to"):
+        data.check_epochs(most + 1, 4)
+    data.check_epochs(10**9, {"zh": 1})  # not in the mixture, and the others have no limit
+    data.check_epochs(most + 1, {"en": 4, "en/test": 5})  # the closer name goes before
+    with pytest.raises(UserError, match=r"through fr/test"):
+        data.check_epochs(most, {"en": 4, "fr": data.epochs(most)["fr/test"] / 2})
+    with pytest.raises(UserError, match="max_epochs names 'de'"):
+        data.check_epochs(1, {"de": 1})
+
+
+def test_the_set_is_loaded_like_any_other(packed, tmp_path) -> None:
+    import datasets
+
+    folder = shutil.copytree(packed, tmp_path / "set")
+    files = "\n".join(f"  - split: {split}\n    path: {split}/*.arrow" for split in ("train", "validation"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n")
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    for split in ("train", "validation"):
+        assert list(loaded[split]) == sequences(packed, split)
+
+
 def test_a_mixture_leaves_out_what_it_does_not_name(packed) -> None:
     data = PackedDataset(packed, "train", mixture={"zh": 1.0})
     assert set(data.batch(np.arange(64)).lang) == {"zh"}
@@ -88,6 +290,22 @@ def test_a_damaged_set_is_named(packed, tmp_path) -> None:
     arrow.write_bytes(arrow.read_bytes()[:100])
     with pytest.raises(UserError, match="its train split cannot be read"):
         PackedDataset(tmp_path / "damaged", "train")
+
+
+def test_a_set_cut_off_between_two_batches_is_named(words, packed, tmp_path, monkeypatch) -> None:
+    """An Arrow stream that stops there reads as a shorter one."""
+    import pyarrow as pa
+
+    monkeypatch.setattr(pack, "_SEQUENCES_PER_WRITE", 5)
+    made = run(PackConfig(words, packed / "tokenizer", tmp_path / "out", sequence_length=64))
+    arrow = made / "train" / "00000.arrow"
+    with pa.ipc.open_stream(arrow.read_bytes()) as stream:
+        batches = list(stream)
+    with pa.ipc.new_stream(str(arrow), batches[0].schema) as stream:
+        for batch in batches[:-1]:
+            stream.write_batch(batch)
+    with pytest.raises(UserError, match=r"holds [\d,]+ of the [\d,]+ sequences in its manifest"):
+        PackedDataset(made, "train")
 
 
 def test_any_sample_is_computed_alone(packed) -> None:
@@ -132,6 +350,51 @@ def test_what_cannot_be_packed_is_refused(packed, tokenizer, tmp_path) -> None:
         run(PackConfig(root / "corpus", tmp_path / "wrong", tmp_path / "out"))
     with pytest.raises(UserError, match="at least 8"):
         run(PackConfig(root / "corpus", root / "tokenizer", tmp_path / "out", sequence_length=4))
+    with pytest.raises(UserError, match="share from 0 to below 1"):
+        run(PackConfig(root / "corpus", root / "tokenizer", tmp_path / "out", max_padding=1.0))
     with pytest.raises(UserError, match="mixture names 'de'"):
         PackedDataset(packed, "train", mixture={"de": 1.0})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["no shard", "empty", "truncated", "missing", "no column", "full disk"])
+def test_bad_input_is_one_message_and_leaves_nothing(damage: str, packed, tmp_path, monkeypatch) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [document(f"Sentence {n}.") for n in range(200)])
+    shard = corpus / "train" / "00000.jsonl.gz"
+    if damage == "no shard":
+        manifest = read_json(corpus / "manifest.json")
+        del manifest["files"]["train/00000.jsonl.gz"]
+        write_json(corpus / "manifest.json", manifest)
+        message = "its train split holds no document"
+    elif damage == "empty":
+        write_jsonl(shard, [])
+        message = "holds no rows"
+    elif damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-20])
+        message = "damaged or truncated gzip"
+    elif damage == "missing":
+        shard.unlink()
+        message = "cannot be read"
+    elif damage == "no column":
+        write_jsonl(shard, [{"text": "x", "lang": "en"}])
+        message = "has no column 'source'"
+    else:
+        import pyarrow as pa
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        stream = SimpleNamespace(write_batch=full, close=lambda: None)
+        monkeypatch.setattr(pa.ipc, "new_stream", lambda *_: stream)
+        message = "No space left on device"
+    with pytest.raises(UserError, match=message):
+        run(PackConfig(corpus, packed / "tokenizer", tmp_path / "out", sequence_length=64))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]
+
+
+def test_the_closing_line_states_what_packing_cost(words, packed, tmp_path, capsys) -> None:
+    made = run(PackConfig(words, packed / "tokenizer", tmp_path / "out", sequence_length=64))
+    total = read_manifest(made, "pack")["counts"]["train"]["total"]
+    assert total["padding_share"] <= 0.05 and 0 < total["cut_share"] < 1
+    line = capsys.readouterr().out.split("\n")[-3]
+    assert f"{total['padding_share']:.2%} padding, {total['cut_share']:.1%} of 300 documents cut, 0 tokens lost" in line
