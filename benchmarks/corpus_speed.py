@@ -196,7 +196,7 @@ def run_peer(inputs: str, output: str) -> dict[str, float]:
 
     seconds: dict[str, float] = defaultdict(float)
     for lang, code in (("en", "eng"), ("fr", "fra"), ("zh", "cmn")):
-        root, settings = Path(output) / lang, MinhashConfig(hash_config=HashConfig(precision=64))
+        root, settings = Path(output) / lang, MinhashConfig(hash_config=HashConfig(precision=64, hash_fc="sha1"))
         stages = {
             "clean and filter": [
                 JsonlReader(f"{inputs}/{lang}"),
@@ -210,7 +210,7 @@ def run_peer(inputs: str, output: str) -> dict[str, float]:
                 JsonlReader(str(root / "kept")),
                 MinhashDedupSignature(str(root / "signatures"), settings, language=code),
             ],
-            "buckets": [MinhashDedupBuckets(str(root / "signatures"), str(root / "buckets"), settings)],
+            "buckets": [MinhashDedupBuckets(str(root / "signatures"), str(root / "buckets"), config=settings)],
             "clusters": [MinhashDedupCluster(str(root / "buckets"), str(root / "remove"), settings)],
             "drop": [
                 JsonlReader(str(root / "kept")),

@@ -58,7 +58,7 @@ _PART = 100_000  # characters of a document given to the tokenizer at once: it n
 # Parity, all ours. With three languages of 16 MB and 65,536 tokens a language at eight times the weight of another
 # lowered its relative cost by 9 %: the step that would close a gap at once is the premium to the power of 20, and half
 # of that does not overshoot.
-_PARITY_ROUNDS = 5
+_PARITY_ROUNDS = 4
 _PARITY_STEP = 10.0
 _EVEN_ENOUGH = 1.05  # a spread to stop at
 _MAX_WEIGHT = 8.0
@@ -86,7 +86,7 @@ class TokenizerConfig:
     {"translation": {"en": ..., "fr": ..., "zh": ...}} of English and at least one other language of the corpus."""
     parity: bool = False
     """Even out what the same content costs in tokens, measured on --parallel; the held-out text takes at most 3 % more
-    tokens for it. Trains up to five times."""
+    tokens for it. Trains up to four times."""
     compare: tuple[str, ...] = ()
     """Tokenizers to count beside: folders with a tokenizer.json, or `tekken` or `qwen` from their owners' packages."""
     overwrite: bool = False

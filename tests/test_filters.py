@@ -341,6 +341,7 @@ NEAR_MISSES = {
     ("French dialogue, typed", "fr", "web"): changed("fr", lambda line, i: f"-- {line}"),
     ("Chinese dialogue", "zh", "web"): changed("zh", lambda line, i: f"老师说：“{line}”"),
     ("Chinese corner quotes", "zh", "web"): changed("zh", lambda line, i: f"「{line}」"),
+    ("Chinese ellipses, two characters each", "zh", "web"): changed("zh", lambda line, i: f"{line[:9]}……{line[9:]}"),
     ("Chinese with product names", "zh", "web"): changed("zh", lambda line, i: f"OpenAI GPT {i}：{line}"),
     ("Traditional Chinese", "zh", "web"): "他於是與老師為了書信而來，後來在花園裡被人看見。\n那年冬天特別冷，港口結了冰，船隻都停在岸邊。\n"
     "市場上的人說，音樂是從城堡的窗戶裡傳出來的。\n誰也不知道彈琴的是什麼人，只覺得好聽。\n過了大橋就是森林，晚上沒有人敢走進去。",
