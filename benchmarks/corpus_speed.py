@@ -112,7 +112,8 @@ def make(inputs: str, output: str, workers: int, quality: str) -> dict[str, Any]
     config = corpus.CorpusConfig((inputs,), Path(output), workers=workers, quality=quality)
     wall: dict[str, float] = {}
     steps: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    with corpus.prepared(config) as work, corpus._pool(config, work) as run_stage:
+    work = corpus.prepare(config)
+    with corpus._pool(config, work) as run_stage:
         for stage in corpus.stages(config, work):
             before = time.perf_counter()
             run_stage(stage)
@@ -121,6 +122,7 @@ def make(inputs: str, output: str, workers: int, quality: str) -> dict[str, Any]
                 for step in json.loads(file.read_text()):
                     name = step["name"].rpartition(": ")[2].strip()
                     steps[stage.name][name] += step["time_stats"].get("total", 0.0)
+    corpus.run(config)  # nothing is left to do but the output itself
     return {"seconds": time.perf_counter() - started, "stages": wall, "steps": steps}
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections import Counter, defaultdict
@@ -57,8 +58,8 @@ class CorpusConfig:
     """Shortest document to keep, in bytes of UTF-8 (100: some 17 English words, or 33 Chinese characters)."""
     max_bytes: int = 5_000_000
     """Longest document to keep, in bytes of UTF-8."""
-    quality: Literal["web", "light"] = "light"
-    """Heuristics: `light` drops damage and repetition, `web` also what web pages are full of."""
+    quality: Literal["web", "light", "none"] = "light"
+    """Heuristics: `light` drops damage and repetition, `web` also what web pages are full of, `none` nothing."""
     near_duplicates: float = 0.8
     """Jaccard similarity from which a document counts as a copy of an earlier one, 0.7 to 1; 0: exact copies only."""
     decontaminate: tuple[str, ...] = ()
@@ -97,37 +98,43 @@ def run(config: CorpusConfig) -> Path:
     Raises:
         UserError: an input that cannot be used, nothing left after the filters, or nothing held out.
     """
-    with prepared(config) as work:
-        if work is None:
-            return config.output
-        with _pool(config, work) as run_stage:
-            for stage in stages(config, work):
-                run_stage(stage)
+    with _at_work(config) as (work, digests, started):
+        if work is not None:
+            with _pool(config, work) as run_stage:
+                for stage in stages(config, work):
+                    run_stage(stage)
+            _finish(config, work, digests, started)
+            shutil.rmtree(work)
     return config.output
 
 
-@contextlib.contextmanager
-def prepared(config: CorpusConfig) -> Iterator[Path | None]:
-    """Checks the configuration and shares the inputs out among tasks.
+def prepare(config: CorpusConfig) -> Path | None:
+    """Checks the inputs and shares them out among tasks.
 
-    Gives the work folder in which `stages` then run, or None if the output is up to date. When the block ends without
-    an exception, what the stages left becomes the output.
+    Returns:
+        The work folder for `stages`, or None if the output is up to date. When all tasks are done, `run` makes the output.
     """
+    with _at_work(config) as (work, _, _):
+        return work
+
+
+@contextlib.contextmanager
+def _at_work(config: CorpusConfig) -> Iterator[tuple[Path | None, dict[str, dict[str, str]], float]]:
+    """The work folder, or None if the output is up to date; the inputs' digests; and when work began."""
     _check(config)
     paths = {f"inputs[{i}]": name for i, name in enumerate(config.inputs)}
     paths |= {f"validation_inputs[{i}]": name for i, name in enumerate(config.validation_inputs)}
     paths |= {f"decontaminate[{i}]": name for i, name in enumerate(config.decontaminate)}
     paths = {key: name for key, name in paths.items() if not name.startswith(HUB_PREFIX)}
     if finished(config.output, "corpus", config, paths, config.overwrite):
-        yield None
+        yield None, {}, 0.0
         return
     started = time.time()
     digests = digests_of(paths)
     with work_folder(config.output, "corpus", config, digests) as (work, seconds_before):
         if not (work / "tasks.json").is_file():
             _share_out(config, work)
-        yield work
-        _finish(config, work, digests, started - seconds_before)
+        yield work, digests, started - seconds_before
 
 
 def _check(config: CorpusConfig) -> None:
@@ -179,7 +186,7 @@ def _share_out(config: CorpusConfig, work: Path) -> None:
 
 
 def stages(config: CorpusConfig, work: Path) -> list[Stage]:
-    """The stages over the work folder that `prepared` gives, in order."""
+    """The stages over the work folder that `prepare` gives, in order."""
     from datatrove.pipeline.filters.base_filter import BaseFilter
 
     from septet.data import dedup, filters, steps
@@ -306,7 +313,7 @@ def _run_task(executor: PipelineExecutor, task: int) -> None:
 
 def _finish(config: CorpusConfig, work: Path, digests: dict[str, dict[str, str]], started: float) -> None:
     """Makes the output of what the stages left in the work folder."""
-    from septet.data import corpus_page, decontaminate
+    from septet.data import decontaminate, pages
     from septet.data.steps import Tally, gather_rejects
 
     kept = read_json(work / "resolved" / "kept.json")
@@ -335,8 +342,8 @@ def _finish(config: CorpusConfig, work: Path, digests: dict[str, dict[str, str]]
             os.rename(work / "out" / split, out.path / split)
         examples = {reason: [row for _, row in chosen.pairs()] for reason, chosen in sorted(tally.examples.items())}
         meanings = _meanings(config, work)
-        corpus_page.write(out.path / "index.html", config, out.counts, kept, examples, meanings)
-        corpus_page.write_card(out.path / "README.md", config, out.counts, digests, meanings)
+        pages.write_corpus_page(out.path / "index.html", config, out.counts, kept, examples, meanings)
+        pages.write_corpus_card(out.path / "README.md", config, out.counts, digests, meanings)
     documents = {
         split: sum(row["documents"] for row in out.counts[split].values()) for split in ("train", "validation")
     }

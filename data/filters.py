@@ -28,12 +28,18 @@ from septet.data.words import words_of
 Verdict = bool | tuple[bool, str]
 
 
-def quality_filters(quality: Literal["web", "light"], min_bytes: int, max_bytes: int) -> list[PipelineStep]:
+Quality = Literal["web", "light", "none"]
+
+
+def quality_filters(quality: Quality, min_bytes: int, max_bytes: int) -> list[PipelineStep]:
     """The filters, cheap ones first; they follow `Clean` and the identification of the language.
 
     `light` drops damage and repetition, and fits books, manuals, laws and poems. `web` drops as well what the published
-    heuristics take for no prose: pages of links, menus, notices, code, and any document under some 50 words.
+    heuristics take for no prose: pages of links, menus, notices, code, and any document under some 50 words. `none` asks
+    for the length alone, for text that was filtered already.
     """
+    if quality == "none":
+        return [RightLength(min_bytes, max_bytes)]
     rules = {"light": LIGHT, "web": WEB}[quality]
     return [
         RightLength(min_bytes, max_bytes),

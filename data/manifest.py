@@ -192,10 +192,10 @@ def digests_of(inputs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 def work_folder(
     output: Path, stage: str, config: Any, digests: Mapping[str, Mapping[str, str]]
 ) -> Iterator[tuple[Path, float]]:
-    """The folder beside `output` in which a long stage keeps what it has finished, and the seconds spent there so far.
+    """The folder beside `output` in which a long stage keeps what it has finished, and the seconds spent there before.
 
-    It is empty at first, and again when the configuration, an input or the code has changed. It stays when the stage is
-    interrupted, so that the same command goes on; the caller's block removes it by leaving without an exception.
+    It is empty at first, and again when the configuration, an input or the code has changed. It stays when the block
+    ends, so that the same command goes on; a stage removes it when its output is whole.
 
     Raises:
         UserError: another process is at work there, the disk is full, or the place cannot be written.
@@ -225,11 +225,11 @@ def work_folder(
                 print(f"{stage}: goes on with what is finished in {folder}", flush=True)
             try:
                 yield folder, before
-            except BaseException:
-                with suppress(OSError):
-                    write_json(folder / "identity.json", {"identity": same, "seconds": before + time.time() - started})
-                raise
-            shutil.rmtree(folder)
+            finally:
+                if folder.exists():
+                    with suppress(OSError):
+                        spent = before + time.time() - started
+                        write_json(folder / "identity.json", {"identity": same, "seconds": spent})
     except OSError as error:
         raise UserError(
             f"{output}: cannot be written ({error.strerror or error}); free space or choose another --output "

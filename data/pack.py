@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import finished, read_manifest, write_json, writing
+from septet.data.manifest import digests_of, finished, read_manifest, write_json, writing
 
 SPLITS = ("train", "validation")
 TOKENS_AT_ONCE = (
@@ -61,6 +61,8 @@ def run(config: PackConfig) -> Path:
         UserError: a stage that is missing, a split without documents, a damaged shard, a tokenizer that cannot serve, a
             sequence length below 8, a share of padding outside 0 .. 1, or a full disk; nothing half-written is left.
     """
+    from septet.data.pages import write_packed_card
+
     manifest = read_manifest(config.corpus, "corpus")
     if config.sequence_length < 8:
         raise UserError(f"--sequence-length {config.sequence_length}; a sequence holds at least 8 tokens; give more")
@@ -80,11 +82,13 @@ def run(config: PackConfig) -> Path:
             )
     tokenizer = load_tokenizer(config.tokenizer)
     encoder = TextEncoder(tokenizer)
-    with writing(config.output, "pack", config, inputs) as out:
+    digests = digests_of(inputs)
+    with writing(config.output, "pack", config, inputs, digests) as out:
         out.counts.update(describe(tokenizer), sequence_length=config.sequence_length, encoder=encoder.name)
         for split in SPLITS:
             out.counts[split] = _pack_split(config, encoder, split, shards[split], out.path / split)
         tokenizer.save_pretrained(out.path / "tokenizer")
+        write_packed_card(out.path / "README.md", config, out.counts, manifest, digests)
     for split in SPLITS:
         total = out.counts[split]["total"]
         print(

@@ -94,6 +94,8 @@ def _prepare(config: DemoConfig, root: Path) -> None:
         corpus.CorpusConfig(
             inputs=tuple(str(text / f"{lang}.jsonl.gz") for lang in LANGUAGES),
             validation_inputs=tuple(str(text / f"{lang}_validation.jsonl.gz") for lang in LANGUAGES),
+            decontaminate=tuple(str(root / "sample" / task) for task in TASKS),
+            licenses={"septet-sample": "Apache-2.0"},
             output=root / "corpus",
         )
     )

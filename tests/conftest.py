@@ -49,7 +49,11 @@ def packed(documents: list[dict[str, str]], tmp_path_factory: pytest.TempPathFac
     write_jsonl(root / "held_out.jsonl.gz", held_out[2::3])
     corpus.run(
         corpus.CorpusConfig(
-            (str(root / "train.jsonl.gz"),), root / "corpus", validation_inputs=(str(root / "held_out.jsonl.gz"),)
+            (str(root / "train.jsonl.gz"),),
+            root / "corpus",
+            validation_inputs=(str(root / "held_out.jsonl.gz"),),
+            quality="none",  # the sentences are few
+            near_duplicates=0,
         )
     )
     tokenizer.run(tokenizer.TokenizerConfig(root / "corpus", root / "tokenizer", vocab_size=384))

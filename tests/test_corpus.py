@@ -369,14 +369,13 @@ def _stop(*_):
     raise KeyboardInterrupt
 
 
-def test_two_at_once_are_refused(tmp_path, monkeypatch):
+def test_two_at_once_are_refused(tmp_path):
     write_jsonl(tmp_path / "in/0.jsonl", many(30))
     config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2)
-    monkeypatch.setattr(corpus, "_finish", lambda *_: None)
-    with corpus.prepared(config):
+    with corpus._at_work(config) as (work, _, _):
         with pytest.raises(UserError, match="another process is making it"):
             corpus.run(config)
-        (tmp_path / ".corpus.work" / "tasks.json").stat()  # still there
+        assert (work / "tasks.json").is_file()
 
 
 def test_datatroves_own_executor_on_two_nodes_gives_the_same_bytes(tmp_path, monkeypatch):
@@ -387,18 +386,22 @@ def test_datatroves_own_executor_on_two_nodes_gives_the_same_bytes(tmp_path, mon
         write_jsonl(tmp_path / f"in/{number}.jsonl", many(60)[number::4])
     monkeypatch.setattr(corpus, "TASK_BYTES", 8000)
     config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "nodes", validation_share=0.2)
-    with corpus.prepared(config) as work:
-        for stage in corpus.stages(config, work):
-            for node in range(2):
-                start, end = stage.tasks * node // 2, stage.tasks * (node + 1) // 2
-                if end > start:
-                    LocalPipelineExecutor(
-                        stage.pipeline,
-                        tasks=stage.tasks,
-                        local_tasks=end - start,
-                        local_rank_offset=start,
-                        logging_dir=str(work / "log" / stage.name),
-                    ).run()
+    work = corpus.prepare(config)
+    for stage in corpus.stages(config, work):
+        for node in range(2):
+            start, end = stage.tasks * node // 2, stage.tasks * (node + 1) // 2
+            if end > start:
+                LocalPipelineExecutor(
+                    stage.pipeline,
+                    tasks=stage.tasks,
+                    local_tasks=end - start,
+                    local_rank_offset=start,
+                    logging_dir=str(work / "log" / stage.name),
+                ).run()
+    monkeypatch.setattr(corpus, "_run_task", _die)  # nothing is left to run
+    corpus.run(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(corpus, "TASK_BYTES", 8000)
     corpus.run(dataclasses.replace(config, output=tmp_path / "here"))
     assert content(tmp_path / "here") == content(tmp_path / "nodes")
 

@@ -33,7 +33,7 @@ def command(config: PretrainConfig, *launch: str) -> list[str]:
     given = {
         f"--{field.name.replace('_', '-')}": getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default and field.name not in ("resume", "mixture")
+        if getattr(config, field.name) != field.default and field.name not in ("resume", "mixture", "max_epochs")
     }
     flags = [part for name, value in given.items() for part in (name, str(value))]
     return [sys.executable, *(launch or ("-m",)), "septet.modeling.pretrain", *flags, "--resume"]
@@ -86,6 +86,23 @@ def test_a_killed_run_ends_with_the_same_bytes(undisturbed: Path, packed: Path, 
         assert (output / "final" / name).read_bytes() == (undisturbed / "final" / name).read_bytes()
     logged = [[row for row in MetricsFile(d, 8, enabled=False).rows() if "loss" in row] for d in (output, undisturbed)]
     assert [(row["step"], row["loss"]) for row in logged[0]] == [(row["step"], row["loss"]) for row in logged[1]]
+
+
+def test_repetition_is_refused_before_anything_is_trained(packed: Path, tmp_path: Path) -> None:
+    from septet.data.packed import PackedDataset
+    from septet.modeling.pretrain import check_repetition
+
+    data = PackedDataset(packed, "train")
+    most = max(data.epochs(1000).values())
+    check_repetition(data, 1000, {"all": most + 0.1})
+    check_repetition(data, 1000, {"all": 1, "en": most + 0.1, "fr": most + 0.1, "zh": most + 0.1})
+    with pytest.raises(UserError, match=r"1,000 samples go .* times through zh/test .*; at most 2 epochs are allowed"):
+        check_repetition(data, 1000, {"all": most + 0.1, "zh": 2})
+    with pytest.raises(UserError, match="max_epochs names 'de'"):
+        check_repetition(data, 1000, {"de": 2})
+    with pytest.raises(UserError, match="at most 1 epochs are allowed"):
+        run(options(packed, tmp_path / "run", max_epochs={"all": 1}, steps=1000))
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_see_the_same_samples(undisturbed: Path, packed: Path, tmp_path: Path) -> None:

@@ -25,14 +25,14 @@ class GenerationTask(Task):
     def prompt_ids(self, text: str, tokenizer: Any, room: int) -> tuple[list[int], bool]:
         """Token ids of the prompt, and whether the text was cut to leave `room` tokens for the answer."""
         source, target = tokenizer.convert_tokens_to_ids(["<|source|>", "<|target|>"])
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [tokenizer.bos_token_id, source, *ids[:room], target], len(ids) > room
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
         features = []
         answer_room = config.max_position_embeddings // 2
         for example in examples:
-            answer = tokenizer(example.reference, add_special_tokens=False)["input_ids"]
+            answer = tokenizer(example.reference, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             answer = [*answer[: answer_room - 1], tokenizer.eos_token_id]
             room = config.max_position_embeddings - len(answer) - 3
             prompt, cut = self.prompt_ids(example.input[self.source_role], tokenizer, room)

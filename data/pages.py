@@ -1,14 +1,15 @@
-"""What a corpus shows of itself: the page a person reads (index.html) and the data card (README.md)."""
+"""What a corpus and a packed set show of themselves: the page a person reads (index.html) and data cards (README.md)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from septet.data.manifest import code_version, plain
 
 
-def write(
+def write_corpus_page(
     path: Path,
     config: Any,
     counts: dict[str, Any],
@@ -37,7 +38,7 @@ def write(
     path.write_text(page, encoding="utf-8")
 
 
-def write_card(
+def write_corpus_card(
     path: Path, config: Any, counts: dict[str, Any], digests: dict[str, dict[str, str]], meanings: dict[str, str]
 ) -> None:
     """Writes the data card, with the YAML by which `datasets.load_dataset` finds the two splits."""
@@ -57,6 +58,33 @@ def write_card(
     path.write_text(card, encoding="utf-8")
 
 
+def write_packed_card(path: Path, config: Any, counts: dict[str, Any], corpus: dict[str, Any], digests: Any) -> None:
+    """Writes a packed set's data card, with the YAML by which `datasets.load_dataset` finds the two splits.
+
+    Args:
+        corpus: the corpus' manifest.
+        digests: path and fingerprint of the corpus and the tokenizer.
+    """
+    card = _template("packed.md.j2", autoescape=False).render(
+        config=plain(config),
+        counts=counts,
+        languages=sorted({name.split("/")[0] for name in counts["train"] if name != "total"}),
+        licenses=corpus["config"].get("licenses", {}),
+        inputs={name: digest["sha256"] for name, digest in digests.items()},
+        code_version=code_version(),
+        size=size_category(counts["train"]["total"]["sequences"]),
+    )
+    path.write_text(card, encoding="utf-8")
+
+
+def licence_of(licenses: Mapping[str, str], name: str) -> str:
+    """The licence stated for `language/source`: for the source itself, or for the folders that its name begins with."""
+    source = name.split("/", 1)[-1]
+    while source not in licenses and "/" in source:
+        source = source.rpartition("/")[0]
+    return licenses.get(source, "not stated")
+
+
 def size_category(rows: int) -> str:
     """The Hub's `size_categories` for a number of rows: `10K<n<100K`, say."""
     marks = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
@@ -72,5 +100,6 @@ def _template(name: str, autoescape: bool) -> Any:
     environment = jinja2.Environment(autoescape=autoescape, trim_blocks=True, lstrip_blocks=True)
     environment.filters["n"] = lambda number: f"{number:,}"
     environment.filters["mb"] = lambda number: f"{number / 1e6:,.2f}"
+    environment.globals["licence_of"] = licence_of
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))
