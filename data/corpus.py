@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from septet.data.documents import HUB_PREFIX, expand
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import digests_of, finished, read_json, work_folder, write_json, writing
+from septet.data.manifest import digests_of, finished, read_json, remove_work, work_folder, write_json, writing
 
 if TYPE_CHECKING:
     from datatrove.executor.base import PipelineExecutor
@@ -104,7 +104,7 @@ def run(config: CorpusConfig) -> Path:
                 for stage in stages(config, work):
                     run_stage(stage)
             _finish(config, work, digests, started)
-            shutil.rmtree(work)
+            remove_work(work)
     return config.output
 
 
@@ -121,6 +121,8 @@ def prepare(config: CorpusConfig) -> Path | None:
 @contextlib.contextmanager
 def _at_work(config: CorpusConfig) -> Iterator[tuple[Path | None, dict[str, dict[str, str]], float]]:
     """The work folder, or None if the output is up to date; the inputs' digests; and when work began."""
+    from septet.data.language import IdentifyLanguage
+
     _check(config)
     paths = {f"inputs[{i}]": name for i, name in enumerate(config.inputs)}
     paths |= {f"validation_inputs[{i}]": name for i, name in enumerate(config.validation_inputs)}
@@ -129,6 +131,7 @@ def _at_work(config: CorpusConfig) -> Iterator[tuple[Path | None, dict[str, dict
     if finished(config.output, "corpus", config, paths, config.overwrite):
         yield None, {}, 0.0
         return
+    IdentifyLanguage(config.languages, config.language_score)  # knows whether it can tell them
     started = time.time()
     digests = digests_of(paths)
     with work_folder(config.output, "corpus", config, digests) as (work, seconds_before):
@@ -149,8 +152,20 @@ def _check(config: CorpusConfig) -> None:
             f"--near-duplicates {config.near_duplicates}: must lie between 0.7 and 1, where pairs are found reliably; "
             "give 0.8, or 0 to drop exact copies only"
         )
-    if config.shard_megabytes <= 0:
-        raise UserError(f"--shard-megabytes {config.shard_megabytes}: a shard must hold something; give 256")
+    if not 0 < config.shard_megabytes < 1e9:
+        raise UserError(f"--shard-megabytes {config.shard_megabytes}: must lie between 0 and 10^9; give 256")
+    if config.workers < 0:
+        raise UserError(f"--workers {config.workers}: must be 1 or more, or 0 for one a core; give 0")
+    if config.lang is not None and config.lang not in config.languages:
+        raise UserError(
+            f"--lang {config.lang}: is not among the languages to keep ({', '.join(config.languages)}); every document "
+            "would be dropped; add it to --languages"
+        )
+    for name in (*config.validation_inputs, *config.inputs):
+        if Path(name).is_dir() and config.output.absolute().is_relative_to(Path(name).absolute()):
+            raise UserError(
+                f"--output {config.output}: lies in the input {name} and would be read as one; choose another"
+            )
     expand((*config.validation_inputs, *config.inputs))
 
 
@@ -162,16 +177,17 @@ def _share_out(config: CorpusConfig, work: Path) -> None:
 
     if config.decontaminate:
         build_index(evaluation_files(config.decontaminate), work / "evaluation")
-    names = [(name, "validation") for name in expand(config.validation_inputs)]
-    names += [(name, "train") for name in expand(config.inputs)]
-    tasks: list[list[tuple[str, str, int, int]]] = [[]]
+    inputs = [(name, "validation") for name in config.validation_inputs] + [(name, "train") for name in config.inputs]
+    tasks: list[list[tuple[str, str, str, int, int]]] = [[]]
     room, revisions = TASK_BYTES, {}
-    for name, split in names:
+    for name, split, source in (
+        (name, split, _source_of(given)) for given, split in inputs for name in expand([given])
+    ):
         if name.startswith(HUB_PREFIX):
             pinned = resolve(name)
             revisions[name] = pinned.rpartition("@")[2]
             parts = parts_of(pinned, TASK_BYTES)
-            tasks += [*([(pinned, split, part, parts)] for part in range(parts)), []]
+            tasks += [*([(pinned, split, source, part, parts)] for part in range(parts)), []]
             room = TASK_BYTES
             continue
         size = Path(name).stat().st_size
@@ -180,24 +196,31 @@ def _share_out(config: CorpusConfig, work: Path) -> None:
             if size / parts > room and tasks[-1]:
                 tasks.append([])
                 room = TASK_BYTES
-            tasks[-1].append((name, split, part, parts))
+            tasks[-1].append((name, split, source, part, parts))
             room -= size / parts
-    write_json(work / "tasks.json", {"tasks": [task for task in tasks if task], "revisions": revisions})
+    tasks = [task for task in tasks if task]
+    if len(tasks) >= 100_000:  # their names have five digits
+        raise UserError(f"--inputs: make {len(tasks):,} tasks; a corpus has fewer than 100,000; make it of several")
+    write_json(work / "tasks.json", {"tasks": tasks, "revisions": revisions})
+
+
+def _source_of(given: str) -> str:
+    """The source of rows that name none: the input as it was given, so that a folder of a thousand texts is one source."""
+    return given if given.startswith(HUB_PREFIX) else Path(given).name.split(".")[0]
 
 
 def stages(config: CorpusConfig, work: Path) -> list[Stage]:
     """The stages over the work folder that `prepare` gives, in order."""
     from datatrove.pipeline.filters.base_filter import BaseFilter
 
-    from septet.data import dedup, filters, steps
+    from septet.data import clean, dedup, filters, steps
     from septet.data.decontaminate import Decontaminate
     from septet.data.language import IdentifyLanguage
     from septet.data.pii import MaskPII
 
-    tally = steps.Tally()
-    rejects = steps.Rejects(work / "rejects", tally)
+    rejects = steps.Rejects(work / "rejects", steps.Tally())
     documents = [
-        filters.Clean(),
+        clean.Clean(),
         IdentifyLanguage(config.languages, config.language_score),
         *filters.quality_filters(config.quality, config.min_bytes, config.max_bytes),
         *([Decontaminate(work / "evaluation")] if config.decontaminate else []),
@@ -216,7 +239,7 @@ def stages(config: CorpusConfig, work: Path) -> list[Stage]:
         Stage("similar", tasks, [dedup.Similar(store, pairs, work / "similar", config.near_duplicates)]),
     ]
     return [
-        Stage("documents", tasks, [steps.Read(work, options, tally), *documents, keep]),
+        Stage("documents", tasks, [steps.Read(work, options, rejects), *documents, keep]),
         Stage("exact", 1, [dedup.Exact(store, exact)]),
         *(near if config.near_duplicates else []),
         Stage("resolve", 1, [steps.Resolve(work, max(1, int(config.shard_megabytes * 1e6)))]),
@@ -266,7 +289,8 @@ def _pool(config: CorpusConfig, work: Path) -> Iterator[Any]:
             if isinstance(error, concurrent.futures.process.BrokenProcessPool):
                 raise UserError(
                     f"{config.output}: a worker was killed, perhaps for lack of memory; what was finished is kept; free "
-                    "some memory, or take fewer --workers, and run the same command again"
+                    "some memory, or take fewer --workers, and run the same command again (a script that calls this needs the guard "
+                    'if __name__ == "__main__")'
                 ) from error
             raise
 
@@ -338,6 +362,7 @@ def _finish(config: CorpusConfig, work: Path, digests: dict[str, dict[str, str]]
             write_json(out.path / "decontamination.json", found)
             out.counts["decontaminated"] = found
         gather_rejects(work / "rejects", out.path / "rejects")
+        shutil.rmtree(work / "log" / "shards", ignore_errors=True)  # if this fails, the shards are written again
         for split in ("train", "validation"):
             os.rename(work / "out" / split, out.path / split)
         examples = {reason: [row for _, row in chosen.pairs()] for reason, chosen in sorted(tally.examples.items())}

@@ -64,9 +64,11 @@ def build_index(files: list[Path], output: Path) -> None:
     """
     pieces: list[np.ndarray] = [np.empty(0, dtype=_PIECE)]
     sets: list[dict[str, Any]] = []
-    items: list[str] = []
+    items: list[tuple[int, int, str]] = []  # number of the set, row, column
     for file in files:
         name, rows, checked, too_short = _name_of(file), 0, set(), 0
+        if name in (known["name"] for known in sets):
+            name = f"{name} ({len(sets) + 1})"
         for rows, row in enumerate(iterate_rows(file), start=1):
             for column, text in texts_of(row):
                 words = words_of(text)
@@ -80,7 +82,7 @@ def build_index(files: list[Path], output: Path) -> None:
                 piece["anchor"], piece["hash"] = words.n_grams(_ANCHOR)[: len(hashes)], hashes
                 piece["words"], piece["item"] = size, len(items)
                 pieces.append(piece)
-                items.append(f"{name}:{rows}:{column}")
+                items.append((len(sets), rows, column))
                 checked.add(rows)
         sets.append({"name": name, "rows": rows, "rows_checked": len(checked), "texts_too_short": too_short})
     every = np.concatenate(pieces)
@@ -108,7 +110,8 @@ def texts_of(value: Any, column: str = "") -> Iterator[tuple[str, str]]:
 class Decontaminate(BaseFilter):
     """Drops the documents that hold a piece of an item of the index in `folder`.
 
-    Notes the items, as <set>:<row>:<column>, in the document's metadata as "contaminated_by".
+    Notes in the document's metadata the numbers of the items and of their sets, "contaminated_items" and
+    "contaminated_sets", and what a reader understands, "contaminated_by": <set>:<row>:<column>.
     """
 
     name = "decontaminate"
@@ -122,7 +125,9 @@ class Decontaminate(BaseFilter):
         self.folder = folder
 
     def __getstate__(self) -> dict[str, Any]:  # each worker loads its own
-        return {key: value for key, value in self.__dict__.items() if key not in ("_pieces", "_table", "_items")}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("_pieces", "_table", "_items", "_sets")
+        }
 
     @cached_property
     def _pieces(self) -> np.ndarray:
@@ -135,14 +140,23 @@ class Decontaminate(BaseFilter):
         return table
 
     @cached_property
-    def _items(self) -> list[str]:
+    def _items(self) -> list[tuple[int, int, str]]:
         return read_json(self.folder / "items.json")
+
+    @cached_property
+    def _sets(self) -> list[dict[str, Any]]:
+        return read_json(self.folder / "sets.json")
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         found = self.items_in(words_of(doc.text))
         if not found:
             return True
-        doc.metadata["contaminated_by"] = [self._items[number] for number in sorted(found)]
+        items = [self._items[number] for number in sorted(found)]
+        doc.metadata["contaminated_items"] = sorted(found)
+        doc.metadata["contaminated_sets"] = sorted({number for number, _, _ in items})
+        doc.metadata["contaminated_by"] = [
+            f"{self._sets[number]['name']}:{row}:{column}" for number, row, column in items
+        ]
         return False, "contaminated"
 
     def items_in(self, words: Words) -> set[int]:
@@ -169,27 +183,28 @@ def report(folder: Path, found: Counter[str], documents: Counter[str]) -> list[d
     """What was found of each set of the index in `folder`.
 
     Args:
-        found: item, as in "contaminated_by", -> documents that hold a piece of it.
-        documents: name of a set -> documents dropped because of it.
+        found: number of an item -> documents that hold a piece of it.
+        documents: number of a set -> documents dropped because of it.
 
     Returns:
         By set: name; rows; rows_checked, which have at least one text long enough; texts_too_short; rows_found, of
         which the corpus held a piece, and found_by_column; documents_dropped.
     """
+    items = read_json(folder / "items.json")
+    hits = [items[int(number)] for number in found]
     out = []
-    for known in read_json(folder / "sets.json"):
-        hits = [item.rsplit(":", 2)[1:] for item in found if item.rsplit(":", 2)[0] == known["name"]]
+    for index, known in enumerate(read_json(folder / "sets.json")):
+        mine = [(row, column) for number, row, column in hits if number == index]
+        columns = Counter(column for _, column in mine)
         out.append(
             known
-            | {
-                "rows_found": len({row for row, _ in hits}),
-                "found_by_column": dict(sorted(Counter(column for _, column in hits).items())),
-                "documents_dropped": documents[known["name"]],
-            }
+            | {"rows_found": len({row for row, _ in mine}), "found_by_column": dict(sorted(columns.items()))}
+            | {"documents_dropped": documents[str(index)]}
         )
     return out
 
 
 def _name_of(file: Path) -> str:
     """`squad/validation` for .../squad/validation.jsonl.gz."""
-    return f"{file.parent.name}/{file.name.split('.')[0]}"
+    name = file.name.removesuffix(".gz")
+    return f"{file.parent.name}/{name.rpartition('.')[0] or name}"

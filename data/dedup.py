@@ -200,19 +200,8 @@ class Similar:
         later = later.astype(np.int64)
         similarity = (store.signatures_of(earlier) == store.signatures_of(later)).mean(axis=1)
         margin = 3 * (self.threshold * (1 - self.threshold) / NUM_HASHES) ** 0.5
-        files: dict = {}
-        rows: dict[int, np.ndarray] = {}
-
-        def sketch_of(number: int) -> tuple[np.ndarray, int]:
-            task, row = map(int, store.place(number))
-            if task not in rows:
-                rows[task] = store.rows(task)
-            return store.sketch(task, rows[task][row], files)
-
         for k in np.flatnonzero(np.abs(similarity - self.threshold) <= margin):
-            similarity[k] = jaccard(sketch_of(earlier[k]), sketch_of(later[k]))
-        for file in files.values():
-            file.close()
+            similarity[k] = jaccard(store.sketch(earlier[k]), store.sketch(later[k]))
         passing = similarity >= self.threshold
         return _edges(earlier[passing], later[passing], similarity[passing])
 

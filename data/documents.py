@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from septet.data.errors import UserError, suggestion
-from septet.data.manifest import FILE_NAME
+from septet.data.manifest import FILE_NAME, read_manifest
 
 HUB_PREFIX = "hub:"
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
@@ -69,7 +69,7 @@ class JsonLinesWriter:
     """Writes rows as UTF-8 JSON lines, compressed if the name ends in .gz; equal rows give equal bytes.
 
     Args:
-        compresslevel: gzip's: 1 writes 60 to 70 MB/s a core and some 10 to 18 % more bytes than 6, which writes 10 to 20.
+        compresslevel: gzip's: 1 writes some 60 to 90 MB/s a core and some 10 to 18 % more bytes than 6, which writes 10 to 20.
             (isal's igzip writes 250 MB/s, but what it writes depends on the processor.)
     """
 
@@ -162,8 +162,15 @@ def expand(inputs: Sequence[str]) -> list[str]:
         if name.startswith(HUB_PREFIX):
             found.append(name)
         elif path.is_dir():
+            folders = [path]
+            with contextlib.suppress(UserError):
+                read_manifest(path, "corpus")
+                folders = [path / "train", path / "validation"]  # not what that corpus rejected
             files = [
-                p for p in sorted(path.rglob("*")) if p.name.endswith(SUFFIXES) and p.name != FILE_NAME and p.is_file()
+                p
+                for folder in folders
+                for p in sorted(folder.rglob("*"))
+                if p.name.endswith(SUFFIXES) and p.name != FILE_NAME and p.is_file()
             ]
             if not files:
                 raise UserError(
@@ -211,6 +218,7 @@ def read_documents(
     on_bad_row: Callable[[str, str], None] = lambda reason, message: None,
     max_line_bytes: int = MAX_LINE_BYTES,
     part: Part = (0, 1),
+    source: str | None = None,
 ) -> Iterator[dict[str, str]]:
     """The documents of one file or Hub set, as {"text", "source", "lang"} with "id" and "url" where the set has them.
 
@@ -226,17 +234,18 @@ def read_documents(
         on_bad_row: called for each row dropped, and each page without text whatever `bad_rows` says, with the reason
             (one of `BAD_ROWS`) and a message that begins with its place.
         max_line_bytes: a longer line, or text of more characters, is a bad row, and is never held in memory whole.
+        source: the source of rows that name none; default: the file's name, or the Hub set's.
         part: which part to read (`parts_of`); one after the other, the parts' documents are those of the whole.
 
     Raises:
         UserError: a bad row, or a file that is damaged as a whole, is UTF-16 or, if Parquet, lacks the column.
     """
-    path, source, unit = Path(name), Path(name).name, "row"
+    path, default_source, unit = Path(name), Path(name).name, "row"
     columns = (text_column, lang_column, "id", "source", "url")
     if name.startswith(HUB_PREFIX):
         from septet.data.hub import rows_of
 
-        source, rows = name.partition("@")[0], rows_of(name, part)
+        default_source, rows = name.partition("@")[0], rows_of(name, part)
         unit = "row" if part[1] == 1 else f"part {part[0] + 1} of {part[1]}, row"
     elif name.endswith(TEXT):
         rows, unit = _whole_text(path, text_column, max_line_bytes), "line"
@@ -244,7 +253,7 @@ def read_documents(
         from septet.data.web import pages
 
         rows, unit = pages(path, text_column), "record"
-        source = path.name.removesuffix(".gz").removesuffix(".warc")
+        default_source = path.name.removesuffix(".gz").removesuffix(".warc")
     elif path.suffix == ".parquet":
         rows = _parquet(path, columns, part)
     else:
@@ -266,7 +275,7 @@ def read_documents(
         own_lang = row.get(lang_column)
         document = {
             "text": text,
-            "source": str(row.get("source") or source),
+            "source": str(row.get("source") or source or default_source),
             "lang": lang or ("" if own_lang is None else str(own_lang)),
         }
         yield document | {key: str(row[key]) for key in ("id", "url") if row.get(key) is not None}

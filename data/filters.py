@@ -1,4 +1,4 @@
-"""Cleaning and the heuristic filters of the corpus, as datatrove steps.
+"""The heuristic filters of the corpus, as datatrove steps.
 
 A new filter is one class here and one entry in `quality_filters`. It returns True to keep a document, or (False, reason)
 to drop it, and its `reasons` say what each reason means, with the numbers: the corpus page shows that beside what was
@@ -7,27 +7,20 @@ dropped. A document's language is its metadata "lang"; one with no `Rules` passe
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
 
-import ftfy
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from datatrove.pipeline.formatters.base import BaseFormatter
-from ftfy.badness import MOJIBAKE_CATEGORIES
-from ftfy.chardata import LIGATURES
 
 from septet.data.words import words_of
 
 Verdict = bool | tuple[bool, str]
-
-
 Quality = Literal["web", "light", "none"]
 
 
@@ -50,114 +43,6 @@ def quality_filters(quality: Quality, min_bytes: int, max_bytes: int) -> list[Pi
         *([LinesOfProse(WEB), WordsOfProse(WEB)] if quality == "web" else []),
         FewRepeatedNGrams(rules),
     ]
-
-
-# --- cleaning ---------------------------------------------------------------------------------------------------------
-
-
-class Clean(BaseFormatter):
-    """Repairs encoding damage and normalises to NFC with ftfy, and trims white space that carries nothing.
-
-    Against ftfy's defaults, `fix_character_width` is off, since it would turn Chinese full-width punctuation into
-    ASCII, and `uncurl_quotes` is off, since French and Chinese texts need their quotes. No-break spaces stay, which
-    French sets before its punctuation, and so does the indentation of lines. What comes out is clean: cleaning it again
-    changes nothing.
-    """
-
-    name = "clean"
-    # Soft hyphen, zero-width space and word joiner show nothing; the joiners U+200C and U+200D shape emoji and stay.
-    _INVISIBLE = "\u00ad\u200b\u2060"
-    _BLANK_LINES = re.compile(r"\n{3,}")
-
-    def format(self, text: str) -> str:
-        # Twice where something changed: without a soft hyphen, or at the start of a line, ftfy may see more to repair.
-        while (cleaned := self._once(text)) != text:
-            text = cleaned
-        return text
-
-    def _once(self, text: str) -> str:
-        text = repaired(text)
-        for character in self._INVISIBLE:
-            text = text.replace(character, "")
-        # Line by line: the expression `\s+$` takes quadratic time on long white space inside a line.
-        text = "\n".join([line.rstrip() for line in text.split("\n")])
-        if "\n\n\n" in text:
-            text = self._BLANK_LINES.sub("\n\n", text)
-        return text.strip()
-
-
-FTFY = ftfy.TextFixerConfig(normalization="NFC", fix_character_width=False, uncurl_quotes=False, explain=False)
-
-
-def repaired(text: str) -> str:
-    """`ftfy.fix_text(text, FTFY)`, without the wait: ftfy alone runs at 2 to 4 MB/s, nearly all of it in search of damage.
-
-    ftfy looks at each line by itself, so only lines are passed on where `_suspicious` finds something; in real text, one
-    line in 10,000.
-    """
-    suspicious = _suspicious()
-    if not unicodedata.is_normalized("NFC", text):
-        composed = unicodedata.normalize("NFC", text)
-        # In longer lines ftfy cuts, perhaps between a letter and its accent.
-        if len(text) > FTFY.max_decode_length or suspicious.search(text) or suspicious.search(composed):
-            return ftfy.fix_text(text, FTFY)
-        return composed
-    pieces, done, config = [], 0, FTFY
-    first_tag = text.find("<")  # ftfy decodes no HTML entity after the first line with a tag
-    while damage := suspicious.search(text, done):
-        start = max(done, text.rfind("\n", done, damage.start()) + 1)
-        end = text.find("\n", damage.start()) + 1 or len(text)
-        if 0 <= first_tag < start:
-            config = FTFY._replace(unescape_html=False)
-        pieces += text[done:start], ftfy.fix_text(text[start:end], config)
-        done = end
-    return "".join([*pieces, text[done:]])
-
-
-@cache
-def _suspicious() -> re.Pattern[str]:
-    """Matches in every line that ftfy (6.3) would change, apart from normalisation, and in few others.
-
-    It is a character that ftfy never leaves in place, an HTML entity, or the first two or three characters of one of the
-    alternatives of `ftfy.badness.BADNESS_RE`, without which ftfy takes no line for mis-decoded. The expression is quick
-    because it begins with one set of characters, so that the search skips to the next of them.
-    """
-    of = MOJIBAKE_CATEGORIES
-    bad, start, end, box = of["bad"], of["start_punctuation"], of["end_punctuation"], of["box"]
-    currency, numeric, law = of["currency"], of["numeric"], of["law"]
-    upper, lower, common = of["upper_accented"], of["lower_accented"], of["upper_common"] + of["lower_common"]
-    other = lower + upper + box + start + end + currency + numeric + law
-    never_left = "\0-\x08\x0b\x0d-\x1f\x7f-\x9f\u2028\u2029\u206a-\u206f\ufeff\ufff9-\ufffc\ud800-\udfff"
-    never_left += "".join(map(chr, LIGATURES))
-    ends_in_ascii = [(never_left, ""), ("&", "#?[0-9A-Za-z]{1,24};"), ("Œœ", "(?![A-Za-z])"), ("ÂÃ", " ")]
-    ends_beyond_ascii = [
-        (other + bad + common, f"[{bad}]"),
-        (bad, f"[{other}]"),
-        (lower + of["lower_common"] + box + end + currency + numeric, f"[{upper}]"),
-        (box + end + currency + numeric, f"[{lower}]"),
-        (lower + upper + box + end, f"[{currency}]"),
-        (upper + box, f"[{numeric}{law}°]"),
-        (start, f"[{numeric}]"),
-        (currency + numeric + box + upper, f"[{start}]"),
-        (box, f"[{of['kaomoji']}{end}]"),
-        (other, f"[{box}]"),
-        (lower + upper + currency + numeric + box + law, rf"[{end}][{start}\w]"),
-        (lower + upper, rf"[{start}]\w"),
-        ("ÂÃÎÐØÙ√≈", ""),
-        ("à", "[²µ¹¼½¾]"),
-        ("×", "[²³]"),
-        ("‚", "[Äâó]"),
-        ("в", "Ђ"),
-        ("βā", "€"),
-        ("ВГРСΒΓΞΟ", f"[{bad}{start}{end}{currency}°µ]"),
-        ("Г", "ў"),
-    ]
-
-    def any_of(sequences: list[tuple[str, str]]) -> str:
-        return "|".join(f"(?<=[{first}]){rest}" for first, rest in sequences)
-
-    firsts = "".join(first for first, _ in ends_in_ascii + ends_beyond_ascii)
-    return re.compile(f"[{firsts}](?:{any_of(ends_in_ascii)}|(?=[^\0-\x7f])(?:{any_of(ends_beyond_ascii)}))")
 
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
@@ -628,5 +513,10 @@ def _kinds_of(points: np.ndarray) -> np.ndarray:
 
 @cache
 def _kinds() -> np.ndarray:
-    characters = map(chr, range(_CODE_POINTS))
-    return np.array([_LETTER if c.isalpha() else not c.isspace() for c in characters], dtype=np.uint8)
+    def kind(character: str) -> int:
+        # Marks, such as the vowels of Devanagari, count with the letters that they belong to.
+        if character.isalpha() or unicodedata.category(character).startswith("M"):
+            return _LETTER
+        return not character.isspace()
+
+    return np.array([kind(chr(point)) for point in range(_CODE_POINTS)], dtype=np.uint8)

@@ -74,11 +74,12 @@ def identify(text: str) -> Language:
 
 def _identify_line(line: str) -> tuple[str, float]:
     # Bytes, since a Chinese character says some three times as much as a Latin letter, and takes three of them.
-    letters = len(_NOT_LETTERS.sub("", line).encode())
+    only_letters = _NOT_LETTERS.sub("", line)
+    letters = len(only_letters.encode(errors="surrogatepass"))
     weight = min(1.0, letters / _ENOUGH_LETTERS)
-    if not line.isascii():
-        han = len(_NOT_HAN.sub("", line))
-        kana = len(_NOT_KANA.sub("", line))
+    if letters and not line.isascii():
+        han = len(_NOT_HAN.sub("", only_letters))
+        kana = len(_NOT_KANA.sub("", only_letters))
         if kana < _MIN_KANA_SHARE * (han + kana):
             share = min(1.0, 3 * han / letters)
             if share >= 0.5:

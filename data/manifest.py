@@ -95,7 +95,7 @@ def plain(value: Any) -> Any:
 
 
 # Where a stage writes, how it is started over, and who looks on: none of it changes what comes out.
-_NOT_IDENTITY = ("output", "overwrite", "resume", "workers")
+_NOT_IDENTITY = ("output", "overwrite", "resume", "workers", "max_epochs")
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def work_folder(
     """The folder beside `output` in which a long stage keeps what it has finished, and the seconds spent there before.
 
     It is empty at first, and again when the configuration, an input or the code has changed. It stays when the block
-    ends, so that the same command goes on; a stage removes it when its output is whole.
+    ends, so that the same command goes on; a stage removes it (`remove_work`) when its output is whole.
 
     Raises:
         UserError: another process is at work there, the disk is full, or the place cannot be written.
@@ -214,6 +214,7 @@ def work_folder(
                     f"{output}: another process is making it (in {folder}); one can at a time; wait for it or stop it"
                 ) from error
             if not (folder / "identity.json").is_file() or read_json(folder / "identity.json")["identity"] != same:
+                (folder / "identity.json").unlink(missing_ok=True)  # first: what follows is half a folder
                 for entry in folder.iterdir():
                     if entry.is_dir():
                         shutil.rmtree(entry)
@@ -226,7 +227,7 @@ def work_folder(
             try:
                 yield folder, before
             finally:
-                if folder.exists():
+                if (folder / "identity.json").is_file():
                     with suppress(OSError):
                         spent = before + time.time() - started
                         write_json(folder / "identity.json", {"identity": same, "seconds": spent})
@@ -235,6 +236,12 @@ def work_folder(
             f"{output}: cannot be written ({error.strerror or error}); free space or choose another --output "
             f"(what was finished is kept in {folder}: the same command goes on)"
         ) from error
+
+
+def remove_work(folder: Path) -> None:
+    """Removes a work folder, the file that says what it holds first: half of it must not be taken for the whole."""
+    (folder / "identity.json").unlink()
+    shutil.rmtree(folder)
 
 
 @contextmanager

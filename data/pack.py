@@ -439,7 +439,10 @@ def _pack_split(
                 groups[name] = _Group(row["lang"], row["source"])
             groups[name].add(document, config)
         while sum(group.waiting for group in groups.values()) > TOKENS_AT_ONCE:
-            write(max(groups.values(), key=lambda group: group.waiting), last=False)
+            largest = max(groups.values(), key=lambda group: group.waiting)
+            if largest.waiting < config.sequence_length:
+                break  # so many sources that none fills a sequence
+            write(largest, last=False)
     for name in sorted(groups):
         write(groups[name], last=True)
     shards.finish()

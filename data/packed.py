@@ -8,7 +8,7 @@ place is a permutation of the epoch, so that each sequence is seen once an epoch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ import numpy as np
 
 from septet.data.errors import UserError
 from septet.data.manifest import fingerprint, read_manifest
+from septet.data.words import mixed
 
-CYCLE = 1024  # samples over which the mixture's shares are exact, to 1/1024
+_LEAST_CYCLE, _LARGEST_CYCLE = 1 << 10, 1 << 20  # samples over which the mixture's shares are exact
 
 
 @dataclass(frozen=True)
@@ -81,28 +82,36 @@ class PackedDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the packed set's manifest."""
+        """SHA-256 over the names and digests of the set's files."""
         return fingerprint(self.directory)
 
     def _place_sources(self, mixture: Mapping[str, float] | None) -> None:
         self.sources = self._rows_by_source()
         weights = {name: float(len(numbers)) for name, numbers in self.sources.items()}
         if mixture:
-            self._check_names(mixture, "mixture")
+            self._check_weights(mixture, "mixture")
+            if not any(mixture.values()):
+                raise UserError(
+                    f"mixture gives every source the weight 0; one must have more; raise {next(iter(mixture))}"
+                )
             weights = dict.fromkeys(weights, 0.0)  # what the mixture does not name is left out
             for key, weight in mixture.items():
                 members = [n for n in self.sources if key in (n, n.split("/")[0])]
                 size = sum(len(self.sources[n]) for n in members)
                 weights.update({n: weight * len(self.sources[n]) / size for n in members})
         self.mixture = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        # Largest remainders: every source gets its share of the cycle to within one sample.
-        exact = np.array([self.mixture[name] * CYCLE for name in self.sources])
-        share = np.floor(exact).astype(int)
-        share[np.argsort(share - exact, kind="stable")[: CYCLE - share.sum()]] += 1
+        # A cycle long enough for the smallest source to get its share to within some 6 %, and at least one sample of
+        # every source that has a weight. Largest remainders: the others' shares are right to within one sample.
+        smallest = min(weight for weight in self.mixture.values() if weight)
+        size = min(max(_LEAST_CYCLE, 1 << math.ceil(math.log2(16 / smallest))), _LARGEST_CYCLE)
+        exact = np.array([self.mixture[name] * size for name in self.sources])
+        share = np.maximum(np.floor(exact).astype(int), exact > 0)
+        share[np.argsort(share - exact, kind="stable")[: max(0, size - share.sum())]] += 1
         dealt = np.repeat(np.arange(len(self.sources)), share)
-        self._cycle = dealt[permuted(np.arange(CYCLE), CYCLE, key=self.seed)]  # (CYCLE,) source of each place
+        self._size = size = len(dealt)
+        self._cycle = dealt[permuted(np.arange(size), size, key=self.seed)]  # (size,) source of each place
         self._share = share
-        self._rank = np.zeros(CYCLE, dtype=np.int64)  # how many earlier places of the cycle have the same source
+        self._rank = np.zeros(size, dtype=np.int64)  # how many earlier places of the cycle have the same source
         for source in range(len(self.sources)):
             places = np.flatnonzero(self._cycle == source)
             self._rank[places] = np.arange(len(places))
@@ -126,31 +135,27 @@ class PackedDataset:
 
     def epochs(self, num_samples: int) -> dict[str, float]:
         """How often the run's first `num_samples` samples go through each source."""
-        cycles, places = divmod(int(num_samples), CYCLE)
+        cycles, places = divmod(int(num_samples), self._size)
         drawn = cycles * self._share + np.bincount(self._cycle[:places], minlength=len(self.sources))
         return {name: float(n / len(rows)) for n, (name, rows) in zip(drawn, self.sources.items(), strict=True)}
 
-    def check_epochs(self, num_samples: int, max_epochs: float | Mapping[str, float]) -> None:
+    def check_epochs(self, num_samples: int, max_epochs: Mapping[str, float]) -> None:
         """Checks that a run of `num_samples` samples repeats no source too often.
 
         Up to four epochs cost next to nothing against fresh text, and past sixteen more of them gain nothing
         (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models").
 
         Args:
-            max_epochs: for all sources, or by language or `language/source`, the closer name going before; what a
-                mapping does not name has no limit.
+            max_epochs: by `language/source`, by language, for each of its sources, or for "all"; the closer name goes
+                before, and what nothing names has no limit.
 
         Raises:
             UserError: the first source to be repeated more often, with how many samples can be drawn before it is; or
                 a limit for a source that is not there.
         """
-        limits = dict.fromkeys(self.sources, float("inf"))
-        if isinstance(max_epochs, Mapping):
-            self._check_names(max_epochs, "max_epochs")
-            for name in limits:
-                limits[name] = max_epochs.get(name, max_epochs.get(name.split("/")[0], float("inf")))
-        else:
-            limits = dict.fromkeys(self.sources, max_epochs)
+        self._check_weights({name: limit for name, limit in max_epochs.items() if name != "all"}, "max_epochs")
+        default = max_epochs.get("all", math.inf)
+        limits = {name: max_epochs.get(name, max_epochs.get(name.split("/")[0], default)) for name in self.sources}
         first, name = min((self._samples_within(name, limit), name) for name, limit in limits.items())
         if num_samples > first:
             raise UserError(
@@ -159,27 +164,27 @@ class PackedDataset:
                 f"samples keep to; train for fewer steps, give {name} less weight in the mixture, or allow more epochs"
             )
 
-    def max_samples(self, max_epochs: float) -> float:
-        """How many samples can be drawn before some source is gone through more than `max_epochs` times."""
-        return min(self._samples_within(name, max_epochs) for name in self.sources)
-
     def _samples_within(self, name: str, max_epochs: float) -> float:
         """The most samples of the run that hold at most `max_epochs` epochs of the source."""
         index = list(self.sources).index(name)
         if not self._share[index] or math.isinf(max_epochs):
             return math.inf
         cycle, rank = divmod(math.floor(max_epochs * len(self.sources[name])), int(self._share[index]))
-        return cycle * CYCLE + int(np.flatnonzero(self._cycle == index)[rank])  # the place of the first one too many
+        return cycle * self._size + int(
+            np.flatnonzero(self._cycle == index)[rank]
+        )  # the place of the first one too many
 
-    def _check_names(self, names: Iterable[str], what: str) -> None:
-        for key in names:
+    def _check_weights(self, weights: Mapping[str, float], what: str) -> None:
+        for key, weight in weights.items():
             if not any(key in (name, name.split("/")[0]) for name in self.sources):
                 raise UserError(f"{what} names {key!r}; the packed set has {', '.join(self.sources)}; name those")
+            if not 0 <= weight < math.inf:
+                raise UserError(f"{what} gives {key} {weight}; a number from 0 on is needed; give one")
 
     def rows(self, samples: np.ndarray) -> np.ndarray:
         """Row numbers of the run's samples `samples` (n,), counted from 0."""
         samples = np.asarray(samples, dtype=np.int64)
-        cycle, place = np.divmod(samples, CYCLE)
+        cycle, place = np.divmod(samples, self._size)
         out = np.empty_like(samples)
         for index, numbers in enumerate(self.sources.values()):
             mine = self._cycle[place] == index
@@ -241,13 +246,7 @@ def permuted(index: np.ndarray, size: int, key: int) -> np.ndarray:
     while todo.any():
         left, right = out[todo] >> shift, out[todo] & half_mask
         for round_key in keys:
-            left, right = right, left ^ (_hash(right + round_key) & half_mask)
+            left, right = right, left ^ (mixed(right + round_key) & half_mask)
         out[todo] = (left << shift) | right
         todo &= out >= size
     return out.astype(np.int64)
-
-
-def _hash(values: np.ndarray) -> np.ndarray:
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

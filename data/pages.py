@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from septet.data.manifest import code_version, plain
+from septet.data.manifest import plain
 
 
 def write_corpus_page(
@@ -27,8 +29,11 @@ def write_corpus_page(
     buckets = sorted({int(bucket) for lengths in kept["lengths"].values() for bucket in lengths})
     page = _template("corpus.html.j2", autoescape=True).render(
         config=config,
-        languages=sorted(counts["read"]),
-        counts=counts,
+        languages=[*config.languages, *(["other"] if set(counts["read"]) - set(config.languages) else [])],
+        counts=counts | {name: _folded(counts[name], config.languages) for name in ("read", "train", "validation")},
+        dropped_by={reason: _folded(by_lang, config.languages) for reason, by_lang in counts["dropped"].items()},
+        inputs=[Path(name).name for name in config.inputs],
+        validation_inputs=[Path(name).name for name in config.validation_inputs],
         buckets=range(buckets[0], buckets[-1] + 1),
         lengths=kept["lengths"],
         meanings=meanings,
@@ -52,7 +57,7 @@ def write_corpus_card(
         licenses=config.licenses,
         inputs=inputs,
         meanings=meanings,
-        code_version=code_version(),
+        version=metadata.version("septet"),
         size=size_category(sum(row["documents"] for row in counts["train"].values())),
     )
     path.write_text(card, encoding="utf-8")
@@ -71,10 +76,30 @@ def write_packed_card(path: Path, config: Any, counts: dict[str, Any], corpus: d
         languages=sorted({name.split("/")[0] for name in counts["train"] if name != "total"}),
         licenses=corpus["config"].get("licenses", {}),
         inputs={name: digest["sha256"] for name, digest in digests.items()},
-        code_version=code_version(),
+        version=metadata.version("septet"),
         size=size_category(counts["train"]["total"]["sequences"]),
     )
     path.write_text(card, encoding="utf-8")
+
+
+def _folded(by_lang: Mapping[str, Any], languages: Sequence[str]) -> dict[str, Any]:
+    """Counts by language, all languages but `languages` in one, "other"."""
+    out: dict[str, Any] = {lang: by_lang[lang] for lang in languages if lang in by_lang}
+    others = [value for lang, value in by_lang.items() if lang not in languages]
+    if others and isinstance(others[0], int):
+        out["other"] = sum(others)
+    elif others:
+        out["other"] = dict(sum(map(Counter, others), Counter()))
+    return out
+
+
+def largest(by_source: Mapping[str, Mapping[str, int]], most: int = 100) -> dict[str, Mapping[str, int]]:
+    """The `most` sources with the most documents, and the rest in one; a total stays where it is."""
+    ordered = sorted(by_source, key=lambda name: (-by_source[name]["documents"], name))
+    if len(ordered) <= most:
+        return dict(by_source)
+    rest = sum((Counter(by_source[name]) for name in ordered[most:]), Counter())
+    return {name: by_source[name] for name in sorted(ordered[:most])} | {f"{len(ordered) - most:,} others": rest}
 
 
 def licence_of(licenses: Mapping[str, str], name: str) -> str:
@@ -94,12 +119,18 @@ def size_category(rows: int) -> str:
     return "n>1T"
 
 
+def _cell(text: Any) -> str:
+    """Text of a Markdown table's cell: nothing in it ends the cell or is read as HTML."""
+    text = " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").split())
+    return text.replace("<", "&lt;")
+
+
 def _template(name: str, autoescape: bool) -> Any:
     import jinja2
 
     environment = jinja2.Environment(autoescape=autoescape, trim_blocks=True, lstrip_blocks=True)
     environment.filters["n"] = lambda number: f"{number:,}"
     environment.filters["mb"] = lambda number: f"{number / 1e6:,.2f}"
-    environment.globals["licence_of"] = licence_of
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.globals |= {"licence_of": licence_of, "largest": largest}
+    environment.filters["cell"] = _cell
     return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))

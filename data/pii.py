@@ -107,30 +107,39 @@ _BEFORE, _AFTER = 40, 16  # characters of context that the rules look at
 
 
 def _mask_numbers(text: str, lang: str, found: Counter[str]) -> str:
-    pieces, done, last = [], 0, ""
-    for run in _RUN.finditer(text):
+    pieces, done, before, at = [], 0, "", 0
+    while run := _RUN.search(text, at):
         start = max(done, run.start() - _BEFORE)
-        if run.start() < done:
-            continue
         # What was masked just before is seen as such, while its digits are gone.
-        window = ((last if start == done else "") + text[start : run.end() + _AFTER]).translate(_PLAIN)
-        origin = start - (len(last) if start == done else 0)
-        for begin, end, kind in _hits(window, run.start() - origin, run.end() - origin, lang):
-            last = f"<{kind.upper()}>"
-            pieces += text[done : origin + begin], last
-            done = origin + end
-            found[kind] += 1
+        known = before if start == done else ""
+        window = known + text[start : run.end() + _AFTER]
+        window_end = min(len(text), run.end() + _AFTER)
+        first, after = len(known) + run.start() - start, window_end - run.end()
+        rest = len(window)  # characters behind the last one that was masked
+        # Again and again, since what is masked may be the cue for what follows, as in a list of numbers after "tel.".
+        while hits := _hits(window.translate(_PLAIN), first, len(window) - after, lang, len(known)):
+            rest = min(rest, len(window) - hits[-1][1])
+            after = min(after, rest)
+            for begin, end, kind in reversed(hits):
+                window = f"{window[:begin]}<{kind.upper()}>{window[end:]}"
+                found[kind] += 1
+        at = run.end()
+        if rest < len(window):
+            end = len(window) - rest
+            pieces += text[done:start], window[len(known) : end]
+            done = at = window_end - rest
+            before = window[max(0, end - _BEFORE) : end]
     return "".join(pieces) + text[done:]
 
 
-def _hits(window: str, first: int, stop: int, lang: str) -> list[tuple[int, int, str]]:
-    """What to mask among the characters `first` .. `stop` of `window`: (begin, end, kind), in order.
+def _hits(window: str, first: int, stop: int, lang: str, least: int) -> list[tuple[int, int, str]]:
+    """What to mask among the characters `first` .. `stop` of `window`, from `least` on: (begin, end, kind), in order.
 
     What one rule takes is blanked for the next ones, which see by the NUL that something stood there.
     """
     hits = []
     for kind, pattern, judge in _rules(lang):
-        at = max(0, first - 3)  # "(", "+" and the like stand before the first digit
+        at = max(least, first - 3)  # "(", "+" and the like stand before the first digit
         while (match := pattern.search(window, at)) and match.start() < stop:
             end = judge(match, lang) if match.end() > first else None
             if end:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,7 @@ from septet.data.words import words_of
 
 EXAMPLES = 5
 _EXAMPLE_CHARACTERS = 2000
-# Level 1 runs at some 90 MB/s on one core where the usual 6 runs at 17, for an eighth more bytes.
-COMPRESSION_LEVEL = 1
+COMPRESSION_LEVEL = 1  # see JsonLinesWriter
 
 
 class Progress:
@@ -50,9 +50,10 @@ class Examples:
         self._chosen: list[tuple[str, dict[str, Any]]] = []
 
     def offer(self, key: str, row: dict[str, Any]) -> None:
+        if key in dict(self._chosen):
+            return
         if len(self._chosen) < EXAMPLES or key < self._chosen[-1][0]:
-            row = {"characters": len(row["text"])} | row | {"text": row["text"][:_EXAMPLE_CHARACTERS]}
-            self._chosen = sorted([*self._chosen, (key, row)], key=lambda pair: pair[0])[:EXAMPLES]
+            self._chosen = sorted([*self._chosen, (key, shown(row))], key=lambda pair: pair[0])[:EXAMPLES]
 
     def pairs(self) -> list[tuple[str, dict[str, Any]]]:
         return self._chosen
@@ -65,10 +66,13 @@ class Tally:
         self.read: dict[str, Counter] = defaultdict(Counter)  # by language: documents, bytes
         self.dropped: dict[str, Counter] = defaultdict(Counter)  # by reason: documents by language
         self.masked: dict[str, Counter] = defaultdict(Counter)  # by language: personal data by kind
-        self.contaminated: Counter[str] = Counter()  # by item of an evaluation set: documents
-        self.contaminated_documents: Counter[str] = Counter()  # by evaluation set
+        self.contaminated: Counter[str] = Counter()  # by number of an evaluation set's item: documents
+        self.contaminated_documents: Counter[str] = Counter()  # by number of an evaluation set
         self.unreadable: Counter[str] = Counter()  # by reason: rows that are no document
         self.examples: dict[str, Examples] = defaultdict(Examples)  # by reason
+
+    def clear(self) -> None:
+        self.__init__()
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +104,16 @@ class Read(PipelineStep):
 
     type, name = "read", "read"
 
-    def __init__(self, work: Path, options: dict[str, Any], tally: Tally):
+    def __init__(self, work: Path, options: dict[str, Any], rejects: Rejects):
         super().__init__()
-        self.work, self.options, self.tally = work, options, tally
+        self.work, self.options, self.rejects, self.tally = work, options, rejects, rejects.tally
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        self.tally.clear()  # an executor may run one task after the other with the same steps
+        self.rejects.writers.clear()
         unseen = 0
-        for name, split, part, parts in read_json(self.work / "tasks.json")["tasks"][rank]:
-            rows = read_documents(name, **self.options, part=(part, parts), on_bad_row=self._note)
+        for name, split, source, part, parts in read_json(self.work / "tasks.json")["tasks"][rank]:
+            rows = read_documents(name, **self.options, source=source, part=(part, parts), on_bad_row=self._note)
             while True:
                 with self.track_time():
                     row = next(rows, None)
@@ -142,11 +148,12 @@ class Rejects:
         pass  # all filters of a task share this one: the task's end closes it
 
     def write(self, doc: Document, rank: int = 0) -> None:
-        reason, row = doc.metadata["filter_reason"], row_of(doc)
-        if "contaminated_by" in doc.metadata and reason == "contaminated":
-            row["contaminated_by"] = items = doc.metadata["contaminated_by"]
-            self.tally.contaminated.update(items)
-            self.tally.contaminated_documents.update({item.rsplit(":", 2)[0] for item in items})
+        reason, row = doc.metadata.get("filter_reason") or "filtered", row_of(doc)
+        reason = re.sub(r"[^a-z0-9_]+", "_", reason.lower())[:64]  # it becomes the name of a file
+        if "contaminated_by" in doc.metadata:
+            row["contaminated_by"] = doc.metadata["contaminated_by"]
+            self.tally.contaminated.update(map(str, doc.metadata["contaminated_items"]))
+            self.tally.contaminated_documents.update(map(str, doc.metadata["contaminated_sets"]))
         self.tally.read[row["lang"]].update(documents=1, bytes=doc.metadata["read_bytes"])
         self.add(reason, row, rank)
 
@@ -221,7 +228,7 @@ class Resolve:
 
         counts: dict[str, dict[str, Counter]] = {split: defaultdict(Counter) for split in SPLITS}  # by lang/source
         lengths: dict[str, Counter] = defaultdict(Counter)  # by language: bits of the length in characters
-        candidates: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # by language: digest, task, row
+        candidates: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by language: digest, number
         written = dict.fromkeys(SPLITS, 0)  # bytes of text
         shards: dict[str, list[list[tuple[int, int, int]]]] = {split: [] for split in SPLITS}  # task, first row, end
         for task in store.tasks:
@@ -237,38 +244,26 @@ class Resolve:
                     while len(shards[split]) <= shard:
                         shards[split].append([])
                     shards[split][shard].append((task, int(members[0]), int(members[-1]) + 1))
-            for lang, source, split in _groups(rows[stays]):
-                group = rows[stays & (rows["lang"] == lang) & (rows["source"] == source) & (rows["split"] == split)]
-                name = names["langs"][lang]
-                counts[SPLITS[split]][f"{name}/{names['sources'][source]}"].update(
-                    documents=len(group),
-                    bytes=int(group["bytes"].sum(dtype=np.int64)),
-                    characters=int(group["characters"].sum(dtype=np.int64)),
-                )
-                bits = np.bincount(np.frexp(group["characters"].astype(np.float64))[1])
-                lengths[name].update({str(bit): int(number) for bit, number in enumerate(bits) if number})
+            for lang, source, split, sums in _sums_by_group(rows[stays]):
+                counts[SPLITS[split]][f"{names['langs'][lang]}/{names['sources'][source]}"].update(sums)
             for lang, name in enumerate(names["langs"]):
                 mine = np.flatnonzero(stays & (rows["lang"] == lang))
+                bits = np.bincount(np.frexp(rows["characters"][mine].astype(np.float64))[1])
+                lengths[name].update({str(bit): int(number) for bit, number in enumerate(bits) if number})
                 least = mine[np.argsort(rows["digest"][mine, 0], kind="stable")[:EXAMPLES]]
-                offered = [(int(rows["digest"][row, 0]), task, int(row)) for row in least]
+                offered = [(int(rows["digest"][row, 0]), int(store.first[task] + row)) for row in least]
                 candidates[name] = sorted(candidates[name] + offered)[:EXAMPLES]
         # A shard number between two others may have stayed empty, where one document was larger than a shard.
         plan = [(split, members) for split in SPLITS for members in shards[split] if members]
         numbers = {split: itertools.count() for split in SPLITS}
         write_json(folder / "shards.json", [[split, next(numbers[split]), members] for split, members in plan])
-        kept = {"counts": counts, "lengths": lengths, "examples": self._examples(store, candidates)}
+        examples = {
+            lang: [shown(json.loads(store.line(number))) for _, number in chosen]
+            for lang, chosen in sorted(candidates.items())
+        }
+        kept = {"counts": counts, "lengths": lengths, "examples": examples}
         write_json(folder / "kept.json", kept | {"repeated_ids": int(np.load(self.work / "exact/repeated_ids.npy"))})
         yield from ()
-
-    def _examples(self, store: Store, candidates: dict[str, list[tuple[int, int, int]]]) -> dict[str, list[dict]]:
-        files: dict = {}
-        examples = {}
-        for lang, chosen in sorted(candidates.items()):
-            rows = [json.loads(store.line(task, store.rows(task)[row], files)) for _, task, row in chosen]
-            examples[lang] = [r | {"characters": len(r["text"]), "text": r["text"][:_EXAMPLE_CHARACTERS]} for r in rows]
-        for file in files.values():
-            file.close()
-        return examples
 
 
 @dataclasses.dataclass
@@ -299,25 +294,13 @@ class WriteShards:
         rejects = Rejects(self.work / "rejects", tally)
         because = np.load(self.work / "resolved" / "because.npy", mmap_mode="r")
         start, end = np.searchsorted(because["later"], store.first[task : task + 2].astype(np.uint64))
-        files: dict = {}
-        rows: dict[int, np.ndarray] = {}
-
-        def row_and_split(number: int) -> tuple[dict[str, str], str]:
-            its_task, place = map(int, store.place(number))
-            if its_task not in rows:
-                rows[its_task] = store.rows(its_task)
-            row = rows[its_task][place]
-            return json.loads(store.line(its_task, row, files)), SPLITS[row["split"]]
-
         for earlier, later, similarity, exact in because[start:end].tolist():
-            (row, split), (other, other_split) = row_and_split(later), row_and_split(earlier)
+            row, other = json.loads(store.line(later)), json.loads(store.line(earlier))
             reason = "exact_duplicate" if exact else "near_duplicate"
-            if (split, other_split) == ("train", "validation"):
+            if [SPLITS[store.row(number)["split"]] for number in (later, earlier)] == ["train", "validation"]:
                 reason = "in_validation"
             row |= {"duplicate_of": other["id"], "jaccard": round(similarity, 3)}
             rejects.add(reason, row, task, other["text"])
-        for file in files.values():
-            file.close()
         rejects.close()
         tally.write(self.work / "tallies_of_duplicates" / f"{task:05d}.json")
 
@@ -337,10 +320,20 @@ def gather_rejects(work: Path, folder: Path) -> None:
                         out.write(block)
 
 
-def _groups(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
+def _sums_by_group(rows: np.ndarray) -> Iterator[tuple[int, int, int, dict[str, int]]]:
+    """(language, source, split, sums) of each group of a task's rows."""
     packed = (rows["lang"].astype(np.int64) << 40) | (rows["source"].astype(np.int64) << 8) | rows["split"]
-    for value in np.unique(packed).tolist():
-        yield value >> 40, (value >> 8) & 0xFFFFFFFF, value & 0xFF
+    values, group = np.unique(packed, return_inverse=True)
+    documents = np.bincount(group, minlength=len(values))
+    sums = {name: np.bincount(group, rows[name], minlength=len(values)) for name in ("bytes", "characters")}
+    for k, value in enumerate(values.tolist()):
+        counts = {"documents": int(documents[k]), **{name: int(of_group[k]) for name, of_group in sums.items()}}
+        yield value >> 40, (value >> 8) & 0xFFFFFFFF, value & 0xFF, counts
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as an example: with the length of its text, and the text cut."""
+    return {"characters": len(row["text"])} | row | {"text": row["text"][:_EXAMPLE_CHARACTERS]}
 
 
 def _id_of(text: str) -> str:

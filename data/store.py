@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -154,16 +154,21 @@ class Store:
             out[mine] = self.signatures(int(task))[rows[mine]]
         return out
 
-    def line(self, task: int, row: np.void, files: dict[tuple[int, str], BinaryIO]) -> bytes:
-        """A document's line, its newline included; `files` keeps open files between calls."""
-        file = self._open(task, ".jsonl", files)
-        file.seek(int(row["offset"]))
-        return file.read(int(row["size"]))
+    def row(self, number: int) -> np.void:
+        """A document's `ROW`."""
+        task, row = self.place(number)
+        return np.fromfile(self._path(int(task), ".rows"), dtype=ROW, count=1, offset=int(row) * ROW.itemsize)[0]
 
-    def sketch(self, task: int, row: np.void, files: dict[tuple[int, str], BinaryIO]) -> tuple[np.ndarray, int]:
-        file = self._open(task, ".sketches", files)
-        file.seek(4 * int(row["sketch"]))
-        return np.frombuffer(file.read(4 * int(row["sketch_size"])), dtype=np.uint32), int(row["sketch_scale"])
+    def line(self, number: int) -> bytes:
+        """A document's line, its newline included."""
+        row = self.row(number)
+        return self._read(number, ".jsonl", int(row["offset"]), int(row["size"]))
+
+    def sketch(self, number: int) -> tuple[np.ndarray, int]:
+        """A document's sketch: (values, scale)."""
+        row = self.row(number)
+        values = self._read(number, ".sketches", 4 * int(row["sketch"]), 4 * int(row["sketch_size"]))
+        return np.frombuffer(values, dtype=np.uint32), int(row["sketch_scale"])
 
     def lines(self, task: int, first_row: int = 0) -> Iterator[bytes]:
         """A task's lines in order, from `first_row` on."""
@@ -173,10 +178,10 @@ class Store:
                 file.seek(int(rows["offset"][first_row]))
                 yield from file
 
-    def _open(self, task: int, suffix: str, files: dict[tuple[int, str], BinaryIO]) -> BinaryIO:
-        if (task, suffix) not in files:
-            files[task, suffix] = open(self._path(task, suffix), "rb")  # noqa: SIM115 (the caller's)
-        return files[task, suffix]
+    def _read(self, number: int, suffix: str, offset: int, size: int) -> bytes:
+        with open(self._path(int(self.place(number)[0]), suffix), "rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
     def _path(self, task: int, suffix: str) -> Path:
         return self.folder / f"{task:05d}{suffix}"

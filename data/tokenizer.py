@@ -395,8 +395,8 @@ def measure(encode: Encode, vocab_size: int, corpus: Path) -> dict[str, dict[str
         lang: {
             "documents": total["documents"],
             "tokens": total["tokens"],
-            "bytes_per_token": round(total["bytes"] / total["tokens"], 4),
-            f"tokens_per_{'character' if lang == 'zh' else 'word'}": round(total["tokens"] / total["units"], 4),
+            "bytes_per_token": round(total["bytes"] / max(1, total["tokens"]), 4),
+            f"tokens_per_{'character' if lang == 'zh' else 'word'}": round(total["tokens"] / max(1, total["units"]), 4),
             "vocabulary_share": round(len(used[lang]) / vocab_size, 4),
         }
         for lang, total in sorted(totals.items())

@@ -20,6 +20,8 @@ from septet.data.errors import UserError
 # The processor time that looking for the text of one page may take; ours. Most take 0.01 s, 5 MiB of prose 1.5 s, but
 # 150,000 paragraphs or table rows take minutes. Not time by the clock: that would depend on what else the machine does.
 EXTRACTION_SECONDS = 10
+# The address space that the process may take; ours. A page of 5 MiB of <br> takes 760 MB of memory.
+EXTRACTION_BYTES = 2 << 30
 
 
 def pages(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
@@ -42,9 +44,14 @@ def pages(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any] | BadRo
                     yield number, _page_row(record, column, extract)
                 while record.raw_stream.read(1 << 20):
                     pass
-                if record.raw_stream.limit:
-                    raise EOFError(f"record {number} lacks its last {record.raw_stream.limit:,} bytes")
-        except (ArchiveLoadFailed, EOFError) as error:
+                if missing := getattr(record.raw_stream, "limit", 0):
+                    raise EOFError(f"record {number} lacks its last {missing:,} bytes")
+        except (
+            ArchiveLoadFailed,
+            EOFError,
+            AttributeError,
+            ValueError,
+        ) as error:  # warcio's own parsing raises the last two
             raise UserError(
                 f"{path}: is a damaged or truncated web archive ({error}); it must be whole; fetch it again"
             ) from error
@@ -79,7 +86,7 @@ def _read_up_to(stream: Any, size: int) -> bytes:
     return b"".join(blocks)
 
 
-_CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([\w:.-]+)""", re.IGNORECASE)
+_CHARSET = re.compile(r"""charset\s*=[\s"']*([\w:.-]+)""", re.IGNORECASE)
 _META_CHARSET = re.compile("<meta[^>]*?" + _CHARSET.pattern, re.IGNORECASE)
 
 
@@ -134,7 +141,8 @@ class _Extractor:
 
     def _start(self) -> None:
         self._pipe, child = multiprocessing.Pipe()
-        code = f"from septet.data import web; web.extract_pages({child.fileno()}, {EXTRACTION_SECONDS})"
+        # Not from the folder where the command was typed: a trafilatura.py there would be run.
+        code = f"import sys; sys.path[:] = filter(None, sys.path); from septet.data import web; web.extract_pages({child.fileno()}, {EXTRACTION_SECONDS})"
         # Not multiprocessing.Process, which would run the caller's script once more if it lacks the usual guard.
         self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[child.fileno()])
         child.close()
@@ -153,9 +161,12 @@ class _Extractor:
 
 def extract_pages(file_descriptor: int, seconds: int) -> None:
     """The process of `_Extractor`: answers each page that comes through the pipe, until its other end is closed."""
+    import resource
+
     import trafilatura
 
     logging.disable()
+    resource.setrlimit(resource.RLIMIT_AS, (EXTRACTION_BYTES, EXTRACTION_BYTES))
     with (
         multiprocessing.connection.Connection(file_descriptor) as pipe,
         contextlib.suppress(EOFError, KeyboardInterrupt),

@@ -1,7 +1,7 @@
 """The words of a text as numbers: what de-duplication, decontamination and the repetition filters compare.
 
 A word is a run of letters and digits, case-folded; a Han character or kana, which no space separates, is a word by
-itself, so that Chinese is compared by characters and never as one long word. Punctuation and white space do not count.
+itself, so that Chinese is compared by characters and never as one long word. Punctuation, white space and combining marks do not count.
 
 All of it is arithmetic over arrays: a polynomial hash modulo 2^64 of any run of characters is the difference of two
 prefix sums (Karp & Rabin 1987), and a hash of n words in a row is the same again over the words' hashes.

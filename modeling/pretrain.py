@@ -66,8 +66,8 @@ class PretrainConfig:
     """weight by language or language/source, as in `--mixture en 1 fr 1 zh 1`; what is not named is
     left out; default: as much as there is of each"""
     max_epochs: dict[str, float] = field(default_factory=dict)
-    """how often the run may go through a language or language/source, as in `--max-epochs all 4 fr 2`;
-    default: no limit"""
+    """how often the run may go through each source: by language/source, language or "all", as in
+    `--max-epochs all 4 fr 2`; default: no limit"""
     save_every: int = 500
     """steps between checkpoints"""
     keep: int = 2
@@ -120,7 +120,7 @@ def run(config: PretrainConfig) -> Path:
     data = PackedDataset(config.data, "train", config.mixture, config.seed)
     total_steps, micro_batches = plan_steps(config, data.sequence_length, accelerator.num_processes)
     total_samples = total_steps * config.tokens_per_step // data.sequence_length
-    check_repetition(data, total_samples, config.max_epochs)
+    data.check_epochs(total_samples, config.max_epochs)
     accelerator.print(
         "pretrain: times through each source: "
         + ", ".join(f"{name} {epochs:.2f}" for name, epochs in data.epochs(total_samples).items())
@@ -290,18 +290,6 @@ def run(config: PretrainConfig) -> Path:
         accelerator.end_training()
     accelerator.wait_for_everyone()
     return output
-
-
-def check_repetition(data: Any, num_samples: int, max_epochs: dict[str, float]) -> None:
-    """Checks that a run repeats no source more often than `max_epochs` allows; "all" there stands for what it does not name.
-
-    Raises:
-        UserError: a source that would be repeated more often, or one that is not there.
-    """
-    limits = {name: limit for name, limit in max_epochs.items() if name != "all"}
-    if "all" in max_epochs:
-        limits = dict.fromkeys((name.split("/")[0] for name in data.sources), max_epochs["all"]) | limits
-    data.check_epochs(num_samples, limits)
 
 
 def plan_steps(config: PretrainConfig, sequence_length: int, num_processes: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from septet.data import corpus, steps
+from septet.data import corpus, filters, pages, steps
 from septet.data.corpus import CorpusConfig
 from septet.data.documents import iterate_rows, read_rows, write_jsonl
 from septet.data.errors import UserError
@@ -57,7 +58,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes documents into files and runs the stage over them; one file runs without worker processes."""
+    """Writes documents into files and runs the stage over them, in this process."""
 
     def make(documents, validation=None, output="corpus", **options) -> Path:
         write_jsonl(tmp_path / "documents.jsonl.gz", documents)
@@ -66,7 +67,9 @@ def make(tmp_path):
             write_jsonl(tmp_path / "held_out.jsonl", validation)
             held_out = (str(tmp_path / "held_out.jsonl"),)
         inputs = (str(tmp_path / "documents.jsonl.gz"),)
-        return corpus.run(CorpusConfig(inputs, tmp_path / output, held_out, **{"validation_share": 0.2} | options))
+        return corpus.run(
+            CorpusConfig(inputs, tmp_path / output, held_out, **{"validation_share": 0.2, "workers": 1} | options)
+        )
 
     return make
 
@@ -91,8 +94,16 @@ def test_bad_inputs_of_the_stage(tmp_path):
     ]:
         with pytest.raises(UserError, match=re.escape(message)):
             corpus.run(CorpusConfig(inputs, tmp_path / "corpus"))
-    with pytest.raises(UserError, match=r"--validation-share 1\.5: must lie between 0 and 1"):
-        corpus.run(CorpusConfig((str(tmp_path / "a.txt"),), tmp_path / "corpus", validation_share=1.5))
+    inputs = (str(tmp_path / "a.txt"),)
+    for options, message in [
+        ({"validation_share": 1.5}, "--validation-share 1.5: must lie between 0 and 1"),
+        ({"workers": -1}, "--workers -1: must be 1 or more"),
+        ({"shard_megabytes": float("inf")}, "--shard-megabytes inf: must lie between"),
+        ({"lang": "de"}, "--lang de: is not among the languages to keep"),
+        ({"languages": ("en", "xx")}, "'xx'"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            corpus.run(CorpusConfig(inputs, tmp_path / "corpus", **options))
     assert not (tmp_path / "corpus").exists()
 
 
@@ -350,6 +361,97 @@ def test_a_worker_that_is_killed_is_said_so_and_the_rest_is_kept(tmp_path, monke
 
 def _die(executor, task):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("broken", ["write_corpus_card", "remove_work"])
+def test_a_run_that_fails_at_its_end_goes_on(tmp_path, one_worker, monkeypatch, broken):
+    """When the shards have left the work folder already, and when half of that folder is gone."""
+    write_jsonl(tmp_path / "in/0.jsonl", many(30))
+    config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2, overwrite=True)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def half(work):
+        (work / "identity.json").unlink()
+        shutil.rmtree(work / "documents")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if broken == "write_corpus_card":
+            patch.setattr(pages, broken, fail)
+        else:
+            patch.setattr(corpus, broken, half)
+        with pytest.raises((UserError, KeyboardInterrupt)):
+            corpus.run(config)
+    corpus.run(config)
+    corpus.run(dataclasses.replace(config, output=tmp_path / "undisturbed"))
+    assert content(tmp_path / "undisturbed") == content(tmp_path / "corpus")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "in", "undisturbed"]
+
+
+def test_steps_that_run_several_tasks_count_each_once(tmp_path, monkeypatch):
+    """As datatrove's Slurm executor does with tasks_per_job."""
+    for number in range(4):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", [*many(40)[number::4], document("short")])
+    monkeypatch.setattr(corpus, "TASK_BYTES", 8000)
+    config = CorpusConfig((str(tmp_path / "in"),), tmp_path / "corpus", validation_share=0.2)
+    work = corpus.prepare(config)
+    for stage in corpus.stages(config, work):
+        executor = stage.local_executor(work)
+        for task in range(stage.tasks):
+            executor._run_for_rank(task, local_rank=1)
+    corpus.run(config)
+    counts = read_manifest(tmp_path / "corpus", "corpus")["counts"]
+    assert sum(row["documents"] for row in counts["read"].values()) == 124
+    assert counts["dropped"]["too_short"] == {"en": 4}
+
+
+def test_any_filter_of_datatrove_can_be_a_step(make, tmp_path, monkeypatch):
+    from datatrove.pipeline.filters import LambdaFilter
+
+    class Odd(LambdaFilter):
+        def filter(self, doc):
+            return (False, "../../Odd Reason") if "odd" in doc.text else super().filter(doc)
+
+    added = [LambdaFilter(lambda doc: "plain" not in doc.text), Odd(lambda doc: True)]
+    real = filters.quality_filters
+    monkeypatch.setattr(filters, "quality_filters", lambda *a: [*real(*a), *added])
+    folder = make([*many(20), document("plain " + prose("en", 1)), document("odd " + prose("en", 2))], workers=1)
+    assert {p.name for p in (folder / "rejects").iterdir()} == {"filtered.jsonl.gz", "_odd_reason.jsonl.gz"}
+
+
+def test_a_corpus_can_be_an_input_without_its_rejects(make, tmp_path):
+    first = make([*many(20), document("short")])
+    config = CorpusConfig((str(first),), tmp_path / "second", validation_share=0.2, min_bytes=1)
+    assert "short" not in [row["text"] for row in rows_below(corpus.run(config) / "train")]
+    with pytest.raises(UserError, match=r"lies in the input .* and would be read as one"):
+        corpus.run(dataclasses.replace(config, output=first / "again"))
+
+
+def test_a_folder_of_texts_is_one_source(tmp_path):
+    for number in range(5):
+        (tmp_path / f"letters/{number}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / f"letters/{number}.txt").write_text(prose("en", number), encoding="utf-8")
+    write_jsonl(tmp_path / "held.out.jsonl", [{"text": prose("en", 9)}])
+    config = CorpusConfig((str(tmp_path / "letters"),), tmp_path / "corpus", (str(tmp_path / "held.out.jsonl"),))
+    sources = read_manifest(corpus.run(config), "corpus")["counts"]["sources"]
+    assert {split: list(names) for split, names in sources.items()} == {
+        "train": ["en/letters"],
+        "validation": ["en/held"],
+    }
+
+
+def test_names_cannot_break_the_card_or_the_page(make):
+    rows = [row | {"source": "a|b\n<img src=x>\\| c"} for row in many(20)]
+    rows += [document(prose("en", 50), f"x{k}") for k in range(300)]  # 300 tags that nobody asked for
+    folder = make(rows, languages=("en", "fr", "zh"))
+    card, page = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "index.html"))
+    assert "| train | en/a\\|b &lt;img src=x>\\\\\\| c |" in card
+    assert '- "en"\n' in card
+    assert "<img" not in page
+    assert page.count("<th>") < 60
+    assert str(folder.parent) not in page
 
 
 def test_other_inputs_options_or_code_start_over(tmp_path, monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """De-duplication and decontamination, against brute force and planted truth in the three languages."""
 
 import functools
+import json
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -271,8 +273,7 @@ def test_all_planted_contaminations_are_found_and_no_clean_text(evaluation):
             doc = Document((piece if lang == "zh" else f" {piece} ").join(around), "d", metadata={})
             assert step.filter(doc) == (False, "contaminated"), text
             assert step.filter(Document("\n".join(around), "d")) is True
-    name = step._items[0]
-    assert name == "news/test:1:text"
+    assert doc.metadata["contaminated_by"] == ["ner/test:150:tokens"]
 
 
 def test_pieces_one_word_short_do_not_count(tmp_path):
@@ -289,11 +290,10 @@ def test_pieces_one_word_short_do_not_count(tmp_path):
 
 
 def test_the_report_counts_rows_and_columns(evaluation):
-    from collections import Counter
-
     _, index = evaluation
-    found = Counter({"news/test:1:text": 3, "news/test:9:text": 1, "qa/validation:2:question": 1})
-    news, qa, ner = report(index, found, Counter({"news/test": 4, "qa/validation": 1}))
+    items = [tuple(item) for item in json.loads((index / "items.json").read_text())]
+    of = [items.index(item) for item in ((0, 1, "text"), (0, 9, "text"), (1, 2, "question"))]
+    news, qa, ner = report(index, Counter({str(of[0]): 3, str(of[1]): 1, str(of[2]): 1}), Counter({"0": 4, "1": 1}))
     assert (news["rows"], news["rows_found"], news["documents_dropped"], news["found_by_column"]) == (
         150,
         2,
@@ -302,6 +302,27 @@ def test_the_report_counts_rows_and_columns(evaluation):
     )
     assert (qa["name"], qa["rows_found"], qa["texts_too_short"]) == ("qa/validation", 1, 300)  # "oui" and the id
     assert (ner["rows_found"], ner["rows_checked"] <= 150) == (0, True)
+
+
+def test_sets_with_one_stem_and_columns_with_a_colon_are_told_apart(tmp_path):
+    texts = {"fr": "un deux trois quatre cinq six sept huit neuf", "en": "one two three four five six seven eight nine"}
+    for lang, text in texts.items():
+        write_jsonl(tmp_path / f"set/test.{lang}.jsonl", [{"a:b": text}])
+    write_jsonl(tmp_path / "set/test.en.json", [{"c": "ten nine eight seven six five four three two one"}])
+    build_index(
+        [tmp_path / f"set/{name}" for name in ("test.en.json", "test.en.jsonl", "test.fr.jsonl")], tmp_path / "index"
+    )
+    step = Decontaminate(tmp_path / "index")
+    doc = Document(texts["fr"], "d", metadata={})
+    assert step.filter(doc) == (False, "contaminated")
+    assert doc.metadata["contaminated_by"] == ["set/test.fr:1:a:b"]
+    found = Counter(map(str, doc.metadata["contaminated_items"]))
+    rows = report(tmp_path / "index", found, Counter(map(str, doc.metadata["contaminated_sets"])))
+    assert [(row["name"], row["rows_found"], row["documents_dropped"], row["found_by_column"]) for row in rows] == [
+        ("set/test.en", 0, 0, {}),
+        ("set/test.en (2)", 0, 0, {}),
+        ("set/test.fr", 1, 1, {"a:b": 1}),
+    ]
 
 
 def test_texts_of_rows():

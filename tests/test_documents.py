@@ -462,6 +462,19 @@ def test_a_page_that_hangs_or_crashes_the_parser_is_counted_and_the_next_one_rea
         next(read_documents(str(tmp_path / "a.warc.gz")))
 
 
+def test_code_in_the_folder_where_one_works_is_not_run(tmp_path, monkeypatch):
+    write_warc(tmp_path / "a.warc.gz", [("200 OK", "text/html", page("The page that was archived.").encode())])
+    (tmp_path / "trafilatura.py").write_text("def extract(html, **_): return 'hijacked'")
+    monkeypatch.chdir(tmp_path)
+    assert "hijacked" not in texts_of(tmp_path / "a.warc.gz")
+
+
+def test_a_record_without_a_length_is_named(tmp_path):
+    (tmp_path / "a.warc").write_bytes(b"WARC/1.0\r\nWARC-Type: response\r\n\r\nno length\r\n\r\n")
+    with pytest.raises(UserError, match=r"a\.warc: is a damaged or truncated web archive"):
+        texts_of(tmp_path / "a.warc", bad_rows="drop")
+
+
 def test_web_archives_without_their_libraries(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trafilatura", None)
     (tmp_path / "a.warc").touch()

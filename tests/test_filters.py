@@ -14,17 +14,8 @@ import pytest
 from datatrove.data import Document
 from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
 
-from septet.data.filters import (
-    FTFY,
-    LIGHT,
-    WEB,
-    Clean,
-    FewRepeatedNGrams,
-    Rules,
-    _suspicious,
-    quality_filters,
-    repaired,
-)
+from septet.data.clean import FTFY, Clean, _suspicious, repaired
+from septet.data.filters import LIGHT, WEB, FewRepeatedNGrams, Rules, quality_filters
 
 REAL = Path(__file__).parents[2] / "shared/data/pretrain"
 

@@ -122,6 +122,12 @@ def test_a_document_without_the_field_is_untagged():
     assert doc.metadata["lang"] == "fr"
 
 
+def test_characters_that_this_unicode_does_not_know_are_no_letters():
+    for text in ("\ufaff" * 40, "\U000323af" * 40, "\ud800" * 50):
+        assert identify(text).score == 0.0
+    assert identify("The old bridge was built of stone.\n" + "\ufaff" * 9).lang == "en"
+
+
 def test_a_tag_stands_unless_the_text_is_surely_of_another_language():
     verdict, metadata = step_on(FRENCH, "fr")
     assert verdict is True

@@ -20,7 +20,7 @@ from septet.data.documents import read_rows, write_jsonl
 from septet.data.errors import UserError
 from septet.data.manifest import fingerprint, read_json, read_manifest, write_json, write_manifest
 from septet.data.pack import PackConfig, TextEncoder, best_fit, cut_emptiest, probe_texts, run, token_byte_lengths
-from septet.data.packed import CYCLE, PackedDataset, permuted
+from septet.data.packed import PackedDataset, permuted
 
 
 def write_corpus(folder: Path, train: Iterable[dict[str, str]]) -> Path:
@@ -227,7 +227,7 @@ def test_packing_keeps_every_token_and_border(packed, tokenizer) -> None:
 def test_each_sequence_comes_once_an_epoch_of_its_source(packed) -> None:
     data = PackedDataset(packed, "train", mixture={"en": 2, "fr": 1, "zh": 1}, seed=5)
     seen: dict[str, list[int]] = {name: [] for name in data.sources}
-    rows = data.rows(np.arange(3 * CYCLE))
+    rows = data.rows(np.arange(3 * 1024))
     for row in rows:
         name = next(name for name, numbers in data.sources.items() if row in numbers)
         seen[name].append(int(row))
@@ -235,7 +235,7 @@ def test_each_sequence_comes_once_an_epoch_of_its_source(packed) -> None:
         for epoch in range(len(seen[name]) // len(numbers)):
             part = seen[name][epoch * len(numbers) : (epoch + 1) * len(numbers)]
             assert sorted(part) == sorted(numbers)
-    shares = {name.split("/")[0]: len(rows) / (3 * CYCLE) for name, rows in seen.items()}
+    shares = {name.split("/")[0]: len(rows) / (3 * 1024) for name, rows in seen.items()}
     assert shares == {"en": 0.5, "fr": 0.25, "zh": 0.25}
 
 
@@ -255,17 +255,43 @@ def test_repetition_is_counted_and_limited(packed) -> None:
     for num_samples in (0, 1, 17, 1024, 2999):
         seen = {name: np.isin(rows[:num_samples], numbers).sum() for name, numbers in data.sources.items()}
         assert data.epochs(num_samples) == {name: seen[name] / len(data.sources[name]) for name in seen}
-    most = data.max_samples(4)
-    assert max(data.epochs(most).values()) <= 4 < max(data.epochs(most + 1).values())
-    data.check_epochs(most, 4)
+    most = next(n for n in range(3000) if max(data.epochs(n + 1).values()) > 4)
+    data.check_epochs(most, {"all": 4})
     with pytest.raises(UserError, match=rf"en/test .* at most 4 epochs are allowed, which {most} samples keep to"):
-        data.check_epochs(most + 1, 4)
+        data.check_epochs(most + 1, {"all": 4})
     data.check_epochs(10**9, {"zh": 1})  # not in the mixture, and the others have no limit
-    data.check_epochs(most + 1, {"en": 4, "en/test": 5})  # the closer name goes before
+    data.check_epochs(most + 1, {"all": 4, "en": 3, "en/test": 5})  # the closer name goes before
     with pytest.raises(UserError, match=r"through fr/test"):
         data.check_epochs(most, {"en": 4, "fr": data.epochs(most)["fr/test"] / 2})
     with pytest.raises(UserError, match="max_epochs names 'de'"):
         data.check_epochs(1, {"de": 1})
+    with pytest.raises(UserError, match="max_epochs gives en nan; a number from 0 on is needed"):
+        data.check_epochs(1, {"en": float("nan")})
+    for weights, message in (({"en": -1.0}, "mixture gives en -1.0"), ({"en": 0.0}, "every source the weight 0")):
+        with pytest.raises(UserError, match=message):
+            PackedDataset(packed, "train", weights)
+
+
+def test_small_sources_get_their_share(packed, monkeypatch) -> None:
+    """A source of a five-thousandth is seen as often as the others, and many sources are all seen."""
+    for sizes in ({"en/large": 50_000, "fr/small": 10}, {f"en/{k}": 1 for k in range(3000)}):
+        ends = np.cumsum(list(sizes.values()))
+        rows = {name: np.arange(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+        monkeypatch.setattr(PackedDataset, "_rows_by_source", lambda self, rows=rows: rows)
+        data = PackedDataset(packed, "train")
+        samples = -(-10 * ends[-1] // data._size) * data._size  # whole cycles; within one the sources come at random
+        epochs = data.epochs(samples).values()
+        assert max(epochs) / min(epochs) < 1.1
+        assert len(set(data.rows(np.arange(data._size)).tolist())) > 0.9 * min(ends[-1], data._size)
+    few = {"en/large": np.arange(10**8), "fr/one": np.arange(10**8, 10**8 + 1)}
+    monkeypatch.setattr(PackedDataset, "_rows_by_source", lambda self: few)
+    assert PackedDataset(packed, "train").epochs(2 << 20)["fr/one"] == 2  # once a cycle, which has a limit
+
+
+def test_many_sources_that_fill_no_sequence(words, packed, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pack, "TOKENS_AT_ONCE", 50)
+    config = PackConfig(words, packed / "tokenizer", tmp_path / "out", sequence_length=4096, method="concatenate")
+    assert read_manifest(run(config), "pack")["counts"]["train"]["total"]["lost_tokens"] == 0
 
 
 def test_the_set_is_loaded_like_any_other(packed, tmp_path) -> None:

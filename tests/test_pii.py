@@ -424,6 +424,14 @@ def test_a_masked_number_may_be_the_cue_for_the_next():
 def test_long_runs_of_digits_take_linear_time():
     assert mask("7 " * 500_000 + "tel. 212-555-1234", "en")[1] == {PHONE: 1}
     assert mask("a" * 1_000_000 + "@" * 1000 + "1." * 100_000, "en")[1] == {}
+    for lang, cue, number in (
+        ("zh", "", "138 1234 5678 "),
+        ("zh", "电话 ", "62551234 "),
+        ("en", "tel. ", "2125551234 "),
+    ):
+        masked, counts = mask(cue + number * 20_000, lang)  # 0.5 s each; minutes if each number took a pass of its own
+        assert counts == {PHONE: 20_000}
+        assert masked == cue + "<PHONE_NUMBER> " * 20_000
 
 
 def test_the_step_masks_and_counts():
