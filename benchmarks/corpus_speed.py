@@ -53,7 +53,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--megabytes", type=float, default=1000, help="size of the larger corpus, in 10^6 bytes")
     parser.add_argument("--output", type=Path, default=Path("build/corpus_speed"), help="folder for corpus_speed.json")
     parser.add_argument("--quality", default="light", help="the corpus' --quality")
-    parser.add_argument("--peer", action="store_true", help="also run datatrove's own steps (pip install spacy jieba)")
+    parser.add_argument(
+        "--peer", action="store_true", help="also run datatrove's own steps (pip install spacy jieba orjson)"
+    )
     parser.add_argument("--peer-megabytes", type=float, default=24, help="how much text the peer gets")
     parser.add_argument(
         "--child", nargs=4, help=argparse.SUPPRESS
@@ -222,9 +224,10 @@ def run_peer(inputs: str, output: str) -> dict[str, float]:
         }
         for name, pipeline in stages.items():
             tasks = settings.num_buckets if name == "buckets" else 1
-            executor = LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(root / "log" / name))
+            executor = LocalPipelineExecutor(pipeline, tasks=tasks, logging_dir=str(root / "log" / name))
             started = time.perf_counter()
-            executor.run()
+            for rank in range(tasks):  # not executor.run(), which copies the steps: some hold what cannot be copied
+                executor._run_for_rank(rank, local_rank=1)
             seconds[name] += time.perf_counter() - started
     return seconds
 
@@ -269,17 +272,18 @@ def main(options: argparse.Namespace) -> Path:
                                    "dropped": counts["dropped"], **found})  # fmt: skip
             shutil.rmtree(output)
             print(f"{size / 1e6:,.0f} MB, {workers} worker(s): {found['seconds']:.1f} s", file=sys.stderr, flush=True)
-    if options.peer:
-        report["peer"] = peer(options, options.output / "whole")
     report |= {
         "quality": options.quality,
         "hardware": f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}",
         "python": platform.python_version(),
     }
-    for name in ("tenth", "whole", "peer"):
-        shutil.rmtree(options.output / name, ignore_errors=True)
     place = options.output / "corpus_speed.json"
     place.write_text(json.dumps(report, indent=2) + "\n")
+    if options.peer:
+        report["peer"] = peer(options, options.output / "whole")
+        place.write_text(json.dumps(report, indent=2) + "\n")
+    for name in ("tenth", "whole", "peer"):
+        shutil.rmtree(options.output / name, ignore_errors=True)
     show(report)
     print(place)
     return place

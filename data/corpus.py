@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 # Neighbouring files share a task up to this size, and larger ones are read in parts where their kind allows it. No
 # option and no matter of the machine: the order of the documents, and with it the bytes that come out, follow from it.
-TASK_BYTES = 64_000_000
+TASK_BYTES = 16_000_000
+_MAX_TASKS = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,26 +179,26 @@ def _share_out(config: CorpusConfig, work: Path) -> None:
     if config.decontaminate:
         build_index(evaluation_files(config.decontaminate), work / "evaluation")
     inputs = [(name, "validation") for name in config.validation_inputs] + [(name, "train") for name in config.inputs]
+    files = [(name, split, _source_of(given)) for given, split in inputs for name in expand([given])]
+    sizes = {name: Path(name).stat().st_size for name, _, _ in files if not name.startswith(HUB_PREFIX)}
+    task_bytes = max(TASK_BYTES, sum(sizes.values()) // _MAX_TASKS)
     tasks: list[list[tuple[str, str, str, int, int]]] = [[]]
-    room, revisions = TASK_BYTES, {}
-    for name, split, source in (
-        (name, split, _source_of(given)) for given, split in inputs for name in expand([given])
-    ):
+    room, revisions = task_bytes, {}
+    for name, split, source in files:
         if name.startswith(HUB_PREFIX):
             pinned = resolve(name)
             revisions[name] = pinned.rpartition("@")[2]
-            parts = parts_of(pinned, TASK_BYTES)
+            parts = parts_of(pinned, task_bytes)
             tasks += [*([(pinned, split, source, part, parts)] for part in range(parts)), []]
-            room = TASK_BYTES
+            room = task_bytes
             continue
-        size = Path(name).stat().st_size
-        parts = parts_of(name, TASK_BYTES)
+        parts = parts_of(name, task_bytes)
         for part in range(parts):
-            if size / parts > room and tasks[-1]:
+            if sizes[name] / parts > room and tasks[-1]:
                 tasks.append([])
-                room = TASK_BYTES
+                room = task_bytes
             tasks[-1].append((name, split, source, part, parts))
-            room -= size / parts
+            room -= sizes[name] / parts
     tasks = [task for task in tasks if task]
     if len(tasks) >= 100_000:  # their names have five digits
         raise UserError(f"--inputs: make {len(tasks):,} tasks; a corpus has fewer than 100,000; make it of several")
