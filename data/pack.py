@@ -97,6 +97,12 @@ def run(config: PackConfig) -> Path:
             f"{total['lost_tokens']:,} tokens lost; encoded by {encoder.name}",
             flush=True,
         )
+        if config.method == "best_fit" and total["padding_share"] > config.max_padding:
+            print(
+                f"pack: {split} pads more than --max-padding {config.max_padding:g}, for sequences hold one source each and "
+                f"some of its {len(out.counts[split]) - 1:,} sources fill few; --method concatenate pads the last sequence of each",
+                flush=True,
+            )
     return config.output
 
 

@@ -95,9 +95,9 @@ def decode_page(body: bytes, content_type: str | None) -> str:
 
     The order is that of the HTML standard (https://html.spec.whatwg.org/#determining-the-character-encoding), but for
     UTF-8, which other encodings do not look like by chance. Bytes that fit nothing become U+FFFD. The guess is between
-    the encodings of undeclared Chinese, French and English pages: of 1,006 of them (200 or 2,000 characters of text; GBK,
-    Big5, Windows-1252) charset_normalizer then gets 1,000 right, left to choose among all encodings 904 (and 219 of the
-    298 French ones), cchardet 852 (254 of the 286 in GBK).
+    the encodings of undeclared Chinese, French and English pages: of 1,006 that were tried once (200 or 2,000 characters
+    of text; GBK, Big5, Windows-1252) charset_normalizer then gets 1,000 right, left to choose among all encodings 904
+    (and 219 of the 298 French ones), cchardet 852 (254 of the 286 in GBK).
     """
     import charset_normalizer
     import webencodings

@@ -422,5 +422,18 @@ def test_the_closing_line_states_what_packing_cost(words, packed, tmp_path, caps
     made = run(PackConfig(words, packed / "tokenizer", tmp_path / "out", sequence_length=64))
     total = read_manifest(made, "pack")["counts"]["train"]["total"]
     assert total["padding_share"] <= 0.05 and 0 < total["cut_share"] < 1
-    line = capsys.readouterr().out.split("\n")[-3]
+    out = capsys.readouterr().out
+    line = next(line for line in out.split("\n") if line.startswith("pack: train "))
     assert f"{total['padding_share']:.2%} padding, {total['cut_share']:.1%} of 300 documents cut, 0 tokens lost" in line
+
+
+def test_padding_that_many_small_sources_bring_is_said(packed, tmp_path, capsys) -> None:
+    rows = [{"id": str(k), "text": f"one short text {k}", "source": f"s{k}", "lang": "en"} for k in range(20)]
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / f"corpus/{split}/00000.jsonl.gz", rows)
+    write_manifest(tmp_path / "corpus", "corpus", {}, {}, {}, 0)
+    run(PackConfig(tmp_path / "corpus", packed / "tokenizer", tmp_path / "out", sequence_length=64))
+    assert (
+        "train pads more than --max-padding 0.05, for sequences hold one source each and some of its 20"
+        in capsys.readouterr().out
+    )
