@@ -110,7 +110,7 @@ class IdentifyLanguage(BaseFilter):
     """Tags the untagged documents, and drops those of other languages than wanted or than tagged.
 
     A tag stands unless the text is identified as another language for sure: a text may be too short or too mixed to
-    tell. The score goes to `metadata["language_score"]`.
+    tell. What was identified goes to `metadata["language"]`, its code, and `metadata["language_score"]`.
     """
 
     name = "identify language"
@@ -144,7 +144,7 @@ class IdentifyLanguage(BaseFilter):
         found = identify(doc.text)
         lang = found.code if found.code in self.languages else found.lang
         sure = found.score >= self.min_score
-        doc.metadata["language_score"] = found.score
+        doc.metadata |= {"language": found.code, "language_score": found.score}
         if tag:
             return not sure or lang == tag or (False, "wrong_language")
         if not sure:

@@ -154,6 +154,8 @@ class Rejects:
             row["contaminated_by"] = doc.metadata["contaminated_by"]
             self.tally.contaminated.update(map(str, doc.metadata["contaminated_items"]))
             self.tally.contaminated_documents.update(map(str, doc.metadata["contaminated_sets"]))
+        if reason.endswith("_language") and "language" in doc.metadata:
+            row |= {name: doc.metadata[name] for name in ("language", "language_score")}
         self.tally.read[row["lang"]].update(documents=1, bytes=doc.metadata["read_bytes"])
         self.add(reason, row, rank)
 

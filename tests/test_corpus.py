@@ -154,6 +154,10 @@ def test_each_reason_drops_what_was_planted_and_nothing_else(make, evaluation):
         (rejected,) = read_rows(folder / f"rejects/{reason}.jsonl.gz")
         assert rejected["duplicate_of"] == of_text[twin["text"]]
         assert 0.8 <= rejected["jaccard"] <= 1
+    (rejected,) = read_rows(folder / "rejects/wrong_language.jsonl.gz")
+    assert rejected["language"] == "en"
+    assert 0.65 <= rejected["language_score"] <= 1
+    assert "; identified as en, score 0." in (folder / "index.html").read_text(encoding="utf-8")
     (rejected,) = read_rows(folder / "rejects/contaminated.jsonl.gz")
     assert rejected["contaminated_by"] == ["quiz/test:1:question"]
 

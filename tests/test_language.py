@@ -109,7 +109,8 @@ def test_untagged_documents_get_their_language(tag):
     for lang in ("en", "fr", "zh"):
         verdict, metadata = step_on(SENTENCES[lang], tag)
         assert verdict is True
-        assert metadata == {"lang": lang, "language_score": identify(SENTENCES[lang]).score}
+        found = identify(SENTENCES[lang])
+        assert metadata == {"lang": lang, "language": found.code, "language_score": found.score}
     assert step_on(SENTENCES["de"], tag)[0] == "unknown_language"
     assert step_on(ENGLISH, tag, languages=("fr", "zh"))[0] == "unknown_language"
     assert step_on("42", tag)[0] == "uncertain_language"
