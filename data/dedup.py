@@ -135,8 +135,8 @@ class Exact:
 class Candidates:
     """A task for each band: pairs of documents that agree in it, exact duplicates left out.
 
-    Of the documents that agree, each is paired with the first and with the one before it, so that ten thousand copies
-    of one page make twenty thousand pairs. Writes <band>.npy: (pairs,) uint64, the later document's number times 2^32
+    Of the documents that agree, each is paired with the first, so that ten thousand copies of one page make ten thousand
+    pairs, not fifty million; two that are alike meet again in bands which another first does not share. Writes <band>.npy: (pairs,) uint64, the later document's number times 2^32
     plus the earlier one's, sorted.
     """
 
@@ -160,7 +160,7 @@ class Candidates:
                 mine = (key % np.uint64(parts) == part) & ~copies[store.first[task] : store.first[task + 1]]
                 keys.append(key[mine])
                 numbers.append(np.flatnonzero(mine) + store.first[task])
-            earlier, later = _same(np.concatenate(keys), np.concatenate(numbers), neighbours=True)
+            earlier, later = _same(np.concatenate(keys), np.concatenate(numbers))
             pairs.append(later.astype(np.uint64) << np.uint64(32) | earlier.astype(np.uint64))
         self.output.mkdir(parents=True, exist_ok=True)
         np.save(self.output / f"{rank:02d}.npy", np.unique(np.concatenate(pairs)))
@@ -231,8 +231,8 @@ def resolve(store: Store, exact: np.ndarray, edges_of_task: list[Path]) -> tuple
     return goes, every[np.argsort(every["later"], kind="stable")]
 
 
-def _same(keys: np.ndarray, numbers: np.ndarray, neighbours: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (earlier, later) of numbers with equal keys (n,) or (n, 2): each with the first, or with its neighbour too."""
+def _same(keys: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (earlier, later) of numbers with equal keys (n,) or (n, 2): each with the first."""
     if not len(keys):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     columns = keys.reshape(len(keys), -1)
@@ -240,11 +240,7 @@ def _same(keys: np.ndarray, numbers: np.ndarray, neighbours: bool = False) -> tu
     columns, numbers = columns[order], numbers[order]
     new = np.append(True, (columns[1:] != columns[:-1]).any(axis=1))
     first = numbers[np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))]
-    earlier, later = first[~new], numbers[~new]
-    if neighbours:
-        before = np.roll(numbers, 1)[~new]
-        earlier, later = np.concatenate([earlier, before]), np.concatenate([later, later])
-    return earlier, later
+    return first[~new], numbers[~new]
 
 
 def _edges(earlier: np.ndarray, later: np.ndarray, similarity: np.ndarray | float, exact: bool = False) -> np.ndarray:
