@@ -21,7 +21,6 @@ whole with one and with two. Reported are
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import multiprocessing
 import os
@@ -78,10 +77,11 @@ def edited(text: str, lang: str, rng: random.Random) -> str:
 
 def grow(data: Path, folder: Path, megabytes: float) -> int:
     """Writes the text, edited, in files of one language each; returns its bytes."""
+    from septet.data.documents import iterate_rows
+
     texts = {}
     for lang in LANGUAGES:
-        with gzip.open(data / f"{lang}.jsonl.gz", "rt", encoding="utf-8") as file:
-            texts[lang] = [json.loads(line)["text"] for line in file]
+        texts[lang] = [row["text"] for row in iterate_rows(data / f"{lang}.jsonl.gz")]
     folder.mkdir(parents=True)
     rng, total, number, repetition = random.Random(0), 0, 0, 0
     while total < megabytes * 1e6:
@@ -115,8 +115,9 @@ def make(inputs: str, output: str, workers: int, quality: str) -> dict[str, Any]
     wall: dict[str, float] = {}
     steps: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     work = corpus.prepare(config)
-    with corpus._pool(config, work) as run_stage:
-        for stage in corpus.stages(config, work):
+    todo = corpus.stages(config, work)
+    with corpus._pool(config, work, todo) as run_stage:
+        for stage in todo:
             before = time.perf_counter()
             run_stage(stage)
             wall[stage.name] = time.perf_counter() - before

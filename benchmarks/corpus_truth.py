@@ -19,16 +19,16 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from septet.data.documents import iterate_rows
 
 LANGUAGES = ("en", "fr", "zh")
 EVALUATION = {
@@ -46,12 +46,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peer", action="store_true", help="also run datatrove's MinHash (pip install spacy)")
     parser.add_argument("--output", type=Path, default=Path("build/corpus_truth"), help="folder for corpus_truth.json")
     return parser.parse_args(arguments)
-
-
-def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def edited(text: str, lang: str, share: float, rng: random.Random) -> str:
@@ -150,7 +144,7 @@ def near_duplicates(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for lang in LANGUAGES:
         rng = random.Random(lang)
-        texts = [row["text"] for row in rows_of(options.data / f"pretrain/{lang}.jsonl.gz")]
+        texts = [row["text"] for row in iterate_rows(options.data / f"pretrain/{lang}.jsonl.gz")]
         texts = rng.sample(texts, min(options.documents, len(texts)))
         for text in list(texts):
             for _ in range(rng.choice((0, 0, 1, 2))):
@@ -196,12 +190,12 @@ def contamination(options: argparse.Namespace) -> list[dict[str, Any]]:
         index = Path(tempfile.mkdtemp())
         build_index(files, index)
         step = Decontaminate(index)
-        clean = [row["text"] for row in rows_of(options.data / f"pretrain/{lang}.jsonl.gz")]
+        clean = [row["text"] for row in iterate_rows(options.data / f"pretrain/{lang}.jsonl.gz")]
         untouched = [text for text in clean if step.items_in(words_of(text))]
         clean = [text for text in clean if text not in set(untouched)]
         planted = right = 0
         for file in files:
-            for row in rows_of(file):
+            for row in iterate_rows(file):
                 text = max((text for _, text in texts_of(row)), key=len)
                 words = words_of(text)
                 if len(words.hashes) < (LEAST_CHARACTERS if words.are_characters else LEAST_WORDS):
@@ -249,7 +243,7 @@ def languages(options: argparse.Namespace) -> dict[str, Any]:
     for lang, names in sources.items():
         for name in names:
             rng, texts = random.Random(name), []
-            for row in rows_of(options.data / f"{name}.jsonl.gz"):
+            for row in iterate_rows(options.data / f"{name}.jsonl.gz"):
                 if "libreoffice" in row.get("source", ""):
                     continue
                 texts += sentences(str(row.get("text") or row.get("context") or row.get("sentence")))
@@ -270,7 +264,7 @@ def personal_data(options: argparse.Namespace) -> dict[str, Any]:
 
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for lang in LANGUAGES:
-        for row in rows_of(options.data / f"pretrain/{lang}.jsonl.gz"):
+        for row in iterate_rows(options.data / f"pretrain/{lang}.jsonl.gz"):
             masked, found = mask(row["text"], lang)
             counts[lang].update(documents=1, documents_masked=masked != row["text"], **found)
         print(lang, dict(counts[lang]))

@@ -101,10 +101,11 @@ def run(config: CorpusConfig) -> Path:
     """
     with _at_work(config) as (work, digests, started):
         if work is not None:
-            with _pool(config, work) as run_stage:
-                for stage in stages(config, work):
+            todo = stages(config, work)
+            with _pool(config, work, todo) as run_stage:
+                for stage in todo:
                     run_stage(stage)
-            _finish(config, work, digests, started)
+            _finish(config, work, todo, digests, started)
             remove_work(work)
     return config.output
 
@@ -249,10 +250,10 @@ def stages(config: CorpusConfig, work: Path) -> list[Stage]:
 
 
 @contextlib.contextmanager
-def _pool(config: CorpusConfig, work: Path) -> Iterator[Any]:
+def _pool(config: CorpusConfig, work: Path, todo: list[Stage]) -> Iterator[Any]:
     """A function that runs a stage: in this process if one worker is enough, else in a pool that all stages share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(config.workers or cores, max(stage.tasks for stage in stages(config, work)))
+    workers = min(config.workers or cores, max(stage.tasks for stage in todo))
     if workers == 1:
         counter = multiprocessing.Value("q", 0)
         _begin_worker(counter)
@@ -336,7 +337,9 @@ def _run_task(executor: PipelineExecutor, task: int) -> None:
         executor._run_for_rank(task, local_rank=1)
 
 
-def _finish(config: CorpusConfig, work: Path, digests: dict[str, dict[str, str]], started: float) -> None:
+def _finish(
+    config: CorpusConfig, work: Path, done: list[Stage], digests: dict[str, dict[str, str]], started: float
+) -> None:
     """Makes the output of what the stages left in the work folder."""
     from septet.data import decontaminate, pages
     from septet.data.steps import Tally, gather_rejects
@@ -367,7 +370,7 @@ def _finish(config: CorpusConfig, work: Path, digests: dict[str, dict[str, str]]
         for split in ("train", "validation"):
             os.rename(work / "out" / split, out.path / split)
         examples = {reason: [row for _, row in chosen.pairs()] for reason, chosen in sorted(tally.examples.items())}
-        meanings = _meanings(config, work)
+        meanings = _meanings(done)
         pages.write_corpus_page(out.path / "index.html", config, out.counts, kept, examples, meanings)
         pages.write_corpus_card(out.path / "README.md", config, out.counts, digests, meanings)
     documents = {
@@ -381,12 +384,12 @@ def _finish(config: CorpusConfig, work: Path, digests: dict[str, dict[str, str]]
     )
 
 
-def _meanings(config: CorpusConfig, work: Path) -> dict[str, str]:
+def _meanings(done: list[Stage]) -> dict[str, str]:
     """What each reason for dropping a document means: the filters say it themselves, with their numbers."""
     from septet.data import dedup
 
     found = dict(dedup.REASONS)
-    for step in stages(config, work)[0].pipeline:
+    for step in done[0].pipeline:
         found |= getattr(step, "reasons", {})
     return found
 

@@ -136,8 +136,8 @@ class Candidates:
     """A task for each band: pairs of documents that agree in it, exact duplicates left out.
 
     Of the documents that agree, each is paired with the first, so that ten thousand copies of one page make ten thousand
-    pairs, not fifty million; two that are alike meet again in bands which another first does not share. Writes <band>.npy: (pairs,) uint64, the later document's number times 2^32
-    plus the earlier one's, sorted.
+    pairs, not fifty million; two that are alike meet again in bands which another first does not share. Writes
+    <band>.npy: (pairs,) uint64, the later document's number times 2^32 plus the earlier one's, sorted.
     """
 
     documents: Path
@@ -191,13 +191,13 @@ class Similar:
         edges = [np.empty(0, dtype=EDGE)]
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             some = pairs[start : start + _PAIRS_AT_ONCE]
-            edges.append(self._passing(store, (some & np.uint64(0xFFFFFFFF)).astype(np.int64), some >> np.uint64(32)))
+            earlier, later = some & np.uint64(0xFFFFFFFF), some >> np.uint64(32)
+            edges.append(self._passing(store, earlier.astype(np.int64), later.astype(np.int64)))
         self.output.mkdir(parents=True, exist_ok=True)
         np.save(self.output / f"{rank:05d}.npy", np.concatenate(edges))
         yield from ()
 
     def _passing(self, store: Store, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
-        later = later.astype(np.int64)
         similarity = (store.signatures_of(earlier) == store.signatures_of(later)).mean(axis=1)
         margin = 3 * (self.threshold * (1 - self.threshold) / NUM_HASHES) ** 0.5
         for k in np.flatnonzero(np.abs(similarity - self.threshold) <= margin):

@@ -326,7 +326,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _blocks(path: Path, start: int = 0) -> Iterator[bytes]:
-    """The bytes of `_opened` from `start` on, in blocks of at most 1 MiB."""
+    """The bytes of `opened` from `start` on, in blocks of at most 1 MiB."""
     with opened(path) as stream:
         if start:
             stream.seek(start)

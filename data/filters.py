@@ -18,7 +18,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from septet.data.words import words_of
+from septet.data.words import CODE_POINTS, looked_up, words_of
 
 Verdict = bool | tuple[bool, str]
 Quality = Literal["web", "light", "none"]
@@ -97,8 +97,8 @@ class WebRules(Rules):
 # What no text worth keeping was seen to have, books, laws and plays included. Characters of repeated lines: Gopher; its
 # share of the lines themselves is left out, since in a play the speakers' names are a third of them. Runs of 13 Chinese
 # characters: ChineseWebText (Chen et al. 2023, https://arxiv.org/abs/2311.01149), and 8 words are about as many. Their
-# share is ours: prose was measured at 6 % at the most, laws and old books of rites at 19 %, a text
-# that held one passage twice at 35 %, and a hundredth of the pages of a manual at 41 %.
+# share is ours: prose was measured at 6 % at the most, laws and old books of rites at 19 %, a text that held one passage
+# twice at 35 %, and a hundredth of the pages of a manual at 41 %.
 LIGHT: Mapping[str, Rules] = {
     "en": Rules(1.0, 0.20, (), ((8, 0.30),)),
     "fr": Rules(1.0, 0.20, (), ((8, 0.30),)),
@@ -398,8 +398,8 @@ class FewRepeatedNGrams(BaseFilter):
 
     Not datatrove's filter, since that needs a tokenizer of words (spaCy, jieba) and was measured at 0.13 MB/s. The n-grams
     of a text are numbers here, and one sort brings equal ones together. Over 600 English documents, 228 of them
-    repetitive, both decided alike on 97 %. An n-gram can only be repeated where all shorter
-    ones inside it are, so that of each length only those few are looked at that may be.
+    repetitive, both decided alike on 97 %. An n-gram can only be repeated where all shorter ones inside it are, so that of
+    each length only those few are looked at that may be.
     """
 
     name = "few repeated n-grams"
@@ -503,12 +503,11 @@ def _each(rules: Mapping[str, Rules], field: str, spec: str = "", of: str = "") 
 
 
 _LETTER = 2
-_CODE_POINTS = 0x32400  # beyond: nothing but tags and private use
 
 
 def _kinds_of(points: np.ndarray) -> np.ndarray:
     """(n,) uint8 for (n,) uint32 code points: 0 white space, 1 other visible characters, 2 letters of any script."""
-    return _kinds()[np.minimum(points, np.uint32(_CODE_POINTS - 1))]
+    return looked_up(_kinds(), points)
 
 
 @cache
@@ -519,4 +518,4 @@ def _kinds() -> np.ndarray:
             return _LETTER
         return not character.isspace()
 
-    return np.array([kind(chr(point)) for point in range(_CODE_POINTS)], dtype=np.uint8)
+    return np.array([kind(chr(point)) for point in range(CODE_POINTS)], dtype=np.uint8)

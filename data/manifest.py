@@ -94,7 +94,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-# Where a stage writes, how it is started over, and who looks on: none of it changes what comes out.
+# Where a stage writes, how it is started over, with how many processes, and what would be refused: none of it changes
+# what comes out.
 _NOT_IDENTITY = ("output", "overwrite", "resume", "workers", "max_epochs")
 
 

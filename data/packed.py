@@ -170,9 +170,8 @@ class PackedDataset:
         if not self._share[index] or math.isinf(max_epochs):
             return math.inf
         cycle, rank = divmod(math.floor(max_epochs * len(self.sources[name])), int(self._share[index]))
-        return cycle * self._size + int(
-            np.flatnonzero(self._cycle == index)[rank]
-        )  # the place of the first one too many
+        first_too_many = np.flatnonzero(self._cycle == index)[rank]  # its place in the cycle
+        return cycle * self._size + int(first_too_many)
 
     def _check_weights(self, weights: Mapping[str, float], what: str) -> None:
         for key, weight in weights.items():

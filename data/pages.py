@@ -94,7 +94,7 @@ def _folded(by_lang: Mapping[str, Any], languages: Sequence[str]) -> dict[str, A
 
 
 def largest(by_source: Mapping[str, Mapping[str, int]], most: int = 100) -> dict[str, Mapping[str, int]]:
-    """The `most` sources with the most documents, and the rest in one; a total stays where it is."""
+    """The `most` sources with the most documents, and the rest in one."""
     ordered = sorted(by_source, key=lambda name: (-by_source[name]["documents"], name))
     if len(ordered) <= most:
         return dict(by_source)

@@ -15,10 +15,10 @@ from functools import cache, lru_cache
 import numpy as np
 
 _SEPARATOR, _LETTER, _ALONE = 0, 1, 2
-_CODE_POINTS = 0x32400  # beyond: nothing but tags and private use
+CODE_POINTS = 0x32400  # beyond: nothing but tags and private use
 # Kana with its extensions; Han with its extensions and compatibility forms.
 _STANDING_ALONE = ((0x3041, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
-_STANDING_ALONE += ((0x20000, _CODE_POINTS - 1),)
+_STANDING_ALONE += ((0x20000, CODE_POINTS - 1),)
 _CHARACTER_BASE, _WORD_BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 
@@ -49,7 +49,7 @@ class Words:
 def words_of(text: str) -> Words:
     """The words of `text`."""
     points = np.frombuffer(text.casefold().encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    kinds = _kinds()[np.minimum(points, np.uint32(_CODE_POINTS - 1))]
+    kinds = looked_up(_kinds(), points)
     inside = kinds != _SEPARATOR
     points, kinds = points[inside], kinds[inside]
     if not len(points):
@@ -67,6 +67,11 @@ def words_of(text: str) -> Words:
     sums = _prefix_sums((points.astype(np.uint64) + np.uint64(1)) * powers[: len(points)])
     hashes = mixed((sums[ends] - sums[starts]) * inverses[starts])
     return Words(hashes, ends - starts, points.tobytes(), bool(2 * np.count_nonzero(alone) > len(starts)))
+
+
+def looked_up(table: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(n,) entries of `table` (CODE_POINTS,) for the code points `points` (n,) uint32."""
+    return table[np.minimum(points, np.uint32(CODE_POINTS - 1))]
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -100,7 +105,7 @@ def _powers(base: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _kinds() -> np.ndarray:
-    kinds = np.array([chr(point).isalnum() for point in range(_CODE_POINTS)], dtype=np.uint8)
+    kinds = np.array([chr(point).isalnum() for point in range(CODE_POINTS)], dtype=np.uint8)
     for start, end in _STANDING_ALONE:
         kinds[start : end + 1] *= _ALONE
     return kinds
