@@ -39,6 +39,32 @@ class Batch:
     rows: np.ndarray
     """(n,) row numbers in the set, for hashing what was seen"""
 
+    def cut(self, length: int) -> Batch:
+        """The same tokens as more, shorter sequences, (n * T / length, length): no token sees beyond its piece.
+
+        A document that is cut goes on in the next piece as one of its own, from position 0.
+        """
+        pieces = self.input_ids.shape[1] // length
+        if pieces == 1:
+            return self
+        position_ids, document_lengths = np.empty_like(self.position_ids), []
+        for row, lengths in enumerate(self.document_lengths):
+            ends = np.concatenate([[0], np.cumsum(lengths), length * np.arange(1, pieces)])
+            ends = np.unique(np.append(ends, self.position_ids.shape[1]))
+            parts = np.diff(ends)
+            position_ids[row] = np.arange(ends[-1]) - np.repeat(ends[:-1], parts)
+            is_text = ends[:-1] < self.num_tokens[row]
+            document_lengths += [parts[is_text & (ends[:-1] // length == piece)] for piece in range(pieces)]
+        starts = length * np.arange(pieces)
+        return Batch(
+            self.input_ids.reshape(-1, length),
+            position_ids.reshape(-1, length),
+            np.clip(self.num_tokens[:, None] - starts, 0, length).reshape(-1),
+            document_lengths,
+            [lang for lang in self.lang for _ in range(pieces)],
+            np.repeat(self.rows, pieces),
+        )
+
 
 class PackedDataset:
     """One split of a packed set.

@@ -1,18 +1,21 @@
 """Checkpoints of a pre-training run: ordinary Hugging Face folders that can also be gone on from.
 
-`step_<n>/` holds the model with its code and tokenizer, the optimizer's state as safetensors, the training state as
-JSON, and the manifest, written last. There is no random state to keep: the batch, the masks and dropout of a step are
-functions of (seed, step, micro-batch).
+`step_<n>/` holds the whole model with its code and tokenizer, `optimizer/` with each process's part of the optimizer's
+state (torch's distributed checkpoint, as safetensors: no pickle), the training state as JSON, and the manifest, written
+last. There is no random state to keep: the batch, the masks and dropout of a step are functions of (seed, step,
+micro-batch).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
+import threading
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ from septet.data.errors import UserError
 from septet.data.manifest import FILE_NAME, problems, read_json, replace_directory, write_json, write_manifest
 
 STAGE = "pretrain-step"
+STATE_FILE = "training_state.json"
+OPTIMIZER_FOLDER = "optimizer"
+MAX_SHARD_BYTES = 5 * 10**9  # as the Hub advises
 
 
 def save_model(model: Any, tokenizer: Any, directory: Path, **save_options: Any) -> None:
@@ -36,64 +42,254 @@ def save_model(model: Any, tokenizer: Any, directory: Path, **save_options: Any)
     tokenizer.save_pretrained(directory)
 
 
-def save_checkpoint(
-    run: Path,
-    step: int,
-    model: Any,
-    tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    config: Any,
-) -> Path:
-    """Writes `step_<n>` aside, syncs it, renames it; the manifest is the last file written.
+# ---- writing ----------------------------------------------------------------------------------------------------------
+
+
+class Checkpoints:
+    """The checkpoints of a run, written by a thread of each process while training goes on.
+
+    Args:
+        run: the run's directory.
+        keep: how many of the newest stay; besides them every `keep_every`-th step (0: none) and, with `keep_best`, the
+            one with the lowest held-out loss.
+        config: of the run, for the manifests.
+        in_background: False writes at once and waits.
+    """
+
+    def __init__(
+        self, run: Path, tokenizer: Any, config: Any, keep: int, keep_every: int, keep_best: bool, in_background: bool
+    ):
+        import torch.distributed as dist
+
+        self.run, self.tokenizer, self.config = Path(run), tokenizer, config
+        self.keep, self.keep_every, self.keep_best = keep, keep_every, keep_best
+        self.in_background = in_background
+        self.many = dist.is_initialized() and dist.get_world_size() > 1
+        self.is_main = not self.many or dist.get_rank() == 0
+        # The threads talk among themselves, beside the training's own collectives.
+        self.group = dist.new_group(backend="gloo") if self.many else None
+        self.error: str | None = None
+        self.stalled_seconds = 0.0
+        """how long training stood still for checkpoints"""
+        self._thread: threading.Thread | None = None
+
+    def save(
+        self,
+        step: int,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        score: float | None,
+        after: Callable[[], None],
+    ) -> None:
+        """Copies the tensors and has `step_<step>` written; all processes call it together.
+
+        Args:
+            model: the Septet model; its parameters may be sharded.
+            state: for `training_state.json`.
+            score: held-out loss at this step, where one was measured.
+            after: what the main process's thread does when the checkpoint is there.
+
+        Raises:
+            UserError: the save before this one failed; see `wait`.
+        """
+        self.wait()
+        started = time.time()
+        weights, moments = (
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}  # sharded as they are
+            for tensors in (plain_names(model), optimizer_tensors(model, optimizer))
+        )
+        self._thread = threading.Thread(target=self._write, args=(step, model, weights, moments, state, score, after))
+        self._thread.daemon = True  # with another process dead it would wait for ever
+        self._thread.start()
+        self.stalled_seconds += time.time() - started
+        if not self.in_background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save that is under way.
+
+        Raises:
+            UserError: it failed, for example on a full disk; earlier checkpoints are untouched.
+        """
+        if self._thread is not None:
+            started = time.time()
+            self._thread.join()
+            self._thread = None
+            self.stalled_seconds += time.time() - started
+        if self.error:
+            message, self.error = self.error, None
+            raise UserError(message)
+
+    def _write(
+        self,
+        step: int,
+        model: Any,
+        weights: dict[str, torch.Tensor],
+        moments: dict[str, torch.Tensor],
+        state: dict[str, Any],
+        score: float | None,
+        after: Callable[[], None],
+    ) -> None:
+        started = time.time()
+        aside, place = self.run / f".step_{step}.tmp", self.run / f"step_{step}"
+        try:
+            self._together(lambda: self._begin(aside, model, step, state), main_only=True)
+            self._together(lambda: write_weights(weights, aside, self.many, self.is_main, self.group))
+            self._together(lambda: _write_shards(moments, aside / OPTIMIZER_FOLDER, self.many, self.group))
+            self._together(lambda: self._finish(aside, place, step, score, started), main_only=True)
+        except Exception as error:
+            if self.is_main:
+                shutil.rmtree(aside, ignore_errors=True)
+            self.error = (
+                f"{place}: cannot be saved ({' '.join(str(error).split())}); free space, or give another disk; earlier "
+                "checkpoints are untouched, and the same command with --resume goes on from the newest"
+            )
+            return
+        if self.is_main:
+            after()
+
+    def _begin(self, aside: Path, model: Any, step: int, state: dict[str, Any]) -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_description(model, self.tokenizer, aside)
+        write_json(aside / STATE_FILE, {"step": step, **state})
+
+    def _finish(self, aside: Path, place: Path, step: int, score: float | None, started: float) -> None:
+        write_manifest(aside, STAGE, self.config, {}, {"step": step, "loss": score}, time.time() - started)
+        replace_directory(aside, place)
+        rotate(self.run, self.keep, self.keep_every, self.keep_best)
+
+    def _together(self, work: Any, main_only: bool = False) -> None:
+        """Does a part of a save in every process, or in the main one; where it fails in one it fails in all."""
+        problem = None
+        try:
+            if self.is_main or not main_only:
+                work()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        if self.many:
+            import torch.distributed as dist
+
+            found: list[str | None] = [None] * dist.get_world_size(self.group)
+            dist.all_gather_object(found, problem, group=self.group)
+            problem = next((p for p in found if p), None)
+        if problem:
+            raise RuntimeError(problem)
+
+
+def plain_names(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The model's parameters by the names they have without compilation and recomputation; a tied one comes once."""
+    return {
+        name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", ""): parameter
+        for name, parameter in model.named_parameters()
+    }
+
+
+def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `<parameter>.<state>` -> tensor (the tensors themselves)."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in plain_names(model).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def save_description(model: Any, tokenizer: Any, directory: Path) -> None:
+    """What a model folder holds beside its weights: configuration, code, generation settings and tokenizer."""
+    from transformers.dynamic_module_utils import custom_object_save
+
+    from septet.modeling import register
+
+    register()
+    model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    model.config.dtype = "float32"
+    custom_object_save(model, directory, config=model.config)
+    model.config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def write_weights(weights: dict[str, torch.Tensor], directory: Path, many: bool, is_main: bool, group: Any) -> None:
+    """Weights as safetensors that transformers loads, whole whatever they were sharded by.
+
+    Sharded ones are written by all processes and put together on the disk: no process ever holds the whole.
+    """
+    if not any(hasattr(tensor, "to_local") for tensor in weights.values()):
+        if is_main:
+            from huggingface_hub import save_torch_state_dict
+
+            save_torch_state_dict(weights, directory, max_shard_size=MAX_SHARD_BYTES, metadata={"format": "pt"})
+        return
+    import torch.distributed as dist
+
+    index: dict[str, int] = {}
+    file, used = 0, MAX_SHARD_BYTES + 1
+    for name, tensor in weights.items():
+        size = tensor.numel() * tensor.element_size()
+        file, used = (file + 1, 0) if used + size > MAX_SHARD_BYTES else (file, used)
+        index[name], used = file, used + size
+    _write_shards(weights, directory, many, group, index, consolidate=True)
+    if is_main:
+        shutil.rmtree(directory / "sharded")
+        if file == 1:  # the name that everyone looks for
+            os.rename(directory / "model-00001-of-00001.safetensors", directory / "model.safetensors")
+            (directory / "model.safetensors.index.json").unlink()
+    dist.barrier(group=group)
+
+
+def _write_shards(
+    tensors: dict[str, torch.Tensor],
+    directory: Path,
+    many: bool,
+    group: Any,
+    index: dict[str, int] | None = None,
+    consolidate: bool = False,
+) -> None:
+    import torch.distributed.checkpoint as distributed_checkpoint
+
+    writer = distributed_checkpoint.HuggingFaceStorageWriter(
+        str(directory), fqn_to_index_mapping=index, save_distributed=True, enable_consolidation=consolidate
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that one process is one process
+        distributed_checkpoint.save(tensors, storage_writer=writer, process_group=group, no_dist=not many)
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_tensors(tensors: dict[str, torch.Tensor], directory: Path, many: bool) -> None:
+    """Fills tensors, sharded in any way, from the safetensors files of a folder; each process reads its part alone.
 
     Raises:
-        UserError: it cannot be written, for example on a full disk; earlier checkpoints are untouched.
+        UserError: a file lacks a tensor, or holds it in another shape.
     """
-    from safetensors import SafetensorError
+    import torch.distributed.checkpoint as distributed_checkpoint
 
-    started = time.time()
-    aside, place = run / f".step_{step}.tmp", run / f"step_{step}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    reader = distributed_checkpoint.HuggingFaceStorageReader(str(directory))
     try:
-        save_model(model, tokenizer, aside)
-        _save_optimizer(optimizer, aside)
-        write_json(aside / "training_state.json", {"step": step, **state})
-        write_manifest(aside, STAGE, config, {}, {"step": step}, time.time() - started)
-        replace_directory(aside, place)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            distributed_checkpoint.load(
+                {k: v.detach() for k, v in tensors.items()}, storage_reader=reader, no_dist=not many
+            )
+    except Exception as error:  # torch wraps what each process says
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{place}: cannot be saved ({error}); free space, or give another disk; earlier checkpoints are untouched, and "
-            "the same command with --resume goes on from the newest"
+            f"{directory}: does not belong to this model or optimizer ({reason}); give the run's own options, or start "
+            "another run from its weights with --init-from"
         ) from error
-    return place
 
 
-def _save_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    from safetensors.torch import save_file
+def load_optimizer(model: Any, optimizer: torch.optim.Optimizer, directory: Path, many: bool) -> None:
+    """Restores what `Checkpoints.save` wrote into an optimizer that has not stepped yet."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
-    save_file(tensors, directory / "optimizer.safetensors", {"param_groups": json.dumps(state["param_groups"])})
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Restores what `save_checkpoint` wrote into an optimizer over the same parameters."""
-    from safetensors import safe_open
-
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    with safe_open(directory / "optimizer.safetensors", "pt") as file:
-        groups = json.loads(file.metadata()["param_groups"])
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = file.get_tensor(key)
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    get_optimizer_state_dict(model, optimizer)  # has the optimizer make its state, by a step of size 0
+    load_tensors(optimizer_tensors(model, optimizer), directory / OPTIMIZER_FOLDER, many)
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -114,17 +310,30 @@ def newest_whole(run: Path) -> tuple[int, Path] | None:
     return None
 
 
-def rotate(run: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
-    for _, path in checkpoints(run)[:-keep]:
-        doomed = path.with_name(f".{path.name}.old")
-        os.rename(path, doomed)  # at once, so that a kill leaves no half-removed checkpoint behind
-        shutil.rmtree(doomed, ignore_errors=True)
+def rotate(run: Path, keep: int, keep_every: int = 0, keep_best: bool = False) -> None:
+    """Removes all checkpoints but the newest `keep`, each `keep_every`-th step, and the best if it is to stay."""
+    found = checkpoints(run)
+    stay = {step for step, _ in found[-keep:]} | {step for step, _ in found if keep_every and step % keep_every == 0}
+    if keep_best:
+        losses = {step: read_json(path / FILE_NAME)["counts"]["loss"] for step, path in found}
+        measured = {step: loss for step, loss in losses.items() if loss is not None}
+        stay |= {min(measured, key=measured.get)} if measured else set()
+    for step, path in found:
+        if step not in stay:
+            doomed = path.with_name(f".{path.name}.old")
+            os.rename(path, doomed)  # at once, so that a kill leaves no half-removed checkpoint behind
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes what a killed process left half-written or half-removed."""
+    for left in (*run.glob(".step_*.tmp"), *run.glob(".step_*.old"), *run.glob(".first_weights")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """The training state of a checkpoint."""
-    return read_json(path / "training_state.json")
+    return read_json(path / STATE_FILE)
 
 
 def require_model_folder(path: Path) -> Path:

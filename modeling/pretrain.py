@@ -4,26 +4,31 @@
         --preset nano --data build/packed --output runs/pretrain --objective joint --steps 400
 
 The batch is stated in tokens. A run that was stopped, however it was stopped, goes on with --resume and ends with the
-same weights, byte for byte, on the same number of processes, threads and torch build.
+same weights, byte for byte, on the same number of processes, threads and torch build; on another number it reads the
+same samples in the same order, and its losses agree to rounding.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import os
+import shutil
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import FILE_NAME, fingerprint, identity, read_json, write_json, write_manifest
+from septet.data.manifest import FILE_NAME, fingerprint, identity, plain, read_json, write_json, write_manifest
+from septet.modeling.steps import plan_steps
 
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
+SAMPLE_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class PretrainConfig:
     data: Path = Path("build/packed")
     """what `septet pack` wrote"""
     output: Path = Path("runs/pretrain")
-    """the run's directory: step_<n>/ checkpoints, metrics.jsonl, loss.png, final/"""
+    """the run's directory: step_<n>/ checkpoints, metrics.jsonl, pictures, final/"""
     objective: Literal["causal", "mlm", "mlm_nsp", "joint"] = "causal"
     """causal: next token (GPT). mlm: masked tokens; mlm_nsp: and next sentence (BERT). joint: all on one checkpoint"""
     steps: int | None = None
@@ -42,16 +47,23 @@ class PretrainConfig:
     """tokens to train on; or give --steps"""
     tokens_per_step: int = 524_288
     """tokens of one optimizer step over all processes; gradient accumulation follows from it"""
+    batch_schedule: dict[int, int] = field(default_factory=dict)
+    """tokens per step from a step on, as in `--batch-schedule 0 131072 2000 262144 6000 524288`"""
+    length_schedule: dict[int, int] = field(default_factory=dict)
+    """tokens of a sequence from a step on, as in `--length-schedule 0 512 4000 2048`: packed sequences are cut into
+    pieces of so many"""
     micro_batch_size: int = 8
-    """sequences that one process reads at once; as many as fit into its memory"""
+    """packed sequences that one process reads at once; as many as fit into its memory"""
     learning_rate: float = 3e-3
     """peak; one rate serves Muon's matrices and AdamW's other parameters (see septet.modeling.optim)"""
     optimizer: Literal["muon", "adamw", "adam", "rmsprop"] = "muon"
     """muon: Muon for the layers' matrices, AdamW for the rest"""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
-    """after the warm-up; wsd: stable, then a linear decay over the last fifth"""
+    """after the warm-up; wsd: stable, then a linear decay"""
     warmup_share: float = 0.05
     """share of the steps in which the learning rate rises from 0"""
+    decay_share: float = 0.2
+    """share of the steps, at the end, in which wsd's learning rate falls to 0"""
     weight_decay: float = 0.1
     """decoupled, on matrices and embeddings"""
     max_gradient_norm: float = 1.0
@@ -68,12 +80,26 @@ class PretrainConfig:
     max_epochs: dict[str, float] = field(default_factory=dict)
     """how often the run may go through each source: by language/source, language or "all", as in
     `--max-epochs all 4 fr 2`; default: no limit"""
+    init_from: Path | None = None
+    """a model folder (a run's final/, `septet import`) whose weights the run starts from; its shape goes before --preset"""
+    branch_from: Path | None = None
+    """a checkpoint of another run, step_<n>/, to go on from at step n with its optimizer: to start a decay there, say"""
+    skip_spikes: bool = False
+    """leave out the optimizer step of a batch whose loss or gradient is a spike; it is logged either way"""
+    spike_threshold: float = 6.0
+    """standard deviations above the mean of the last 128 steps that make a spike"""
     save_every: int = 500
     """steps between checkpoints"""
     keep: int = 2
-    """checkpoints kept; older ones go"""
+    """newest checkpoints kept; older ones go"""
+    keep_every: int = 0
+    """steps between checkpoints that stay for good; 0: none"""
+    keep_best: bool = False
+    """keep the checkpoint with the lowest held-out loss too (of those saved at a validation)"""
+    on_save_error: Literal["stop", "go_on"] = "stop"
+    """when a checkpoint cannot be written (a full disk): stop, or say so and try again at the next"""
     validate_every: int = 500
-    """steps between validations; one always comes at the end"""
+    """steps between validations, with samples of text; one always comes at the end"""
     validation_sequences: int = 64
     """sequences a language in a validation"""
     log_every: int = 10
@@ -86,13 +112,23 @@ class PretrainConfig:
     """of the initialisation, the order, the masks and dropout"""
     resume: bool = False
     """go on from the newest whole checkpoint; start if there is none; say so if the run is finished"""
+    allow_changes: tuple[str, ...] = ()
+    """with --resume: options that may differ from the run's start, as in `--allow-changes learning_rate data`"""
+
+
+# What may differ when a run goes on: none of it changes the weights.
+_FREE = (
+    "save_every", "keep", "keep_every", "keep_best", "on_save_error", "validate_every", "validation_sequences",
+    "log_every", "tracker", "activation_checkpointing", "allow_changes",
+)  # fmt: skip
 
 
 def run(config: PretrainConfig) -> Path:
     """Trains to the end and leaves `final/`; returns the run's directory.
 
     Raises:
-        UserError: see `plan_steps`, `start_run` and `PackedDataset`; and when a loss or gradient is not finite.
+        UserError: see `plan_steps`, `start_run`, `PackedDataset` and `Checkpoints`; and when a loss or gradient is not
+            finite.
     """
     output = Path(config.output)
     if is_finished(config):
@@ -101,128 +137,146 @@ def run(config: PretrainConfig) -> Path:
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
     from tqdm import tqdm
     from transformers.utils import logging
 
     from septet.data.pack import load_tokenizer, token_byte_lengths
     from septet.data.packed import PackedDataset
-    from septet.modeling import checkpoint, keep_freed_memory, modeling_septet
-    from septet.modeling.objectives import OBJECTIVES, PretrainingLosses, Vocabulary, make_inputs
-    from septet.modeling.optim import make_optimizer, make_schedule
-    from septet.modeling.presets import preset_config
+    from septet.modeling import keep_freed_memory, watch
+    from septet.modeling.checkpoint import Checkpoints, load_optimizer, load_state, load_tensors, plain_names
+    from septet.modeling.objectives import PretrainingLosses, Vocabulary, make_inputs
+    from septet.modeling.optim import make_optimizer, make_schedule, set_step
 
     keep_freed_memory()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # ---- what the run is: data, shape, steps
+    # ---- what the run is: data, steps, model
     accelerator = Accelerator(log_with=config.tracker, project_dir=output if config.tracker else None)
+    readers = Readers.of(accelerator)
     data = PackedDataset(config.data, "train", config.mixture, config.seed)
-    total_steps, micro_batches = plan_steps(config, data.sequence_length, accelerator.num_processes)
-    total_samples = total_steps * config.tokens_per_step // data.sequence_length
-    data.check_epochs(total_samples, config.max_epochs)
-    accelerator.print(
-        "pretrain: times through each source: "
-        + ", ".join(f"{name} {epochs:.2f}" for name, epochs in data.epochs(total_samples).items())
-    )
+    steps = plan_steps(config, data.sequence_length, readers.count)
+    data.check_epochs(steps.samples_before(steps.total), config.max_epochs)
     tokenizer = load_tokenizer(config.data / "tokenizer")
-    counts = data.manifest["counts"]
-    model_class, trained_heads = OBJECTIVES[config.objective]
-    set_seed(config.seed)
-    model_config = preset_config(
-        config.preset,
-        vocab_size=counts["vocab_size"],
-        max_position_embeddings=data.sequence_length,
-        attention_mode="causal" if config.objective in ("causal", "joint") else "bidirectional",
-        trained_heads=trained_heads,
-        **counts["special_ids"],
-    )
-    model = getattr(modeling_septet, model_class)(model_config)
-    if config.activation_checkpointing:
-        getattr(
-            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
-        )()  # its name from 5.23 on
+    model_config = describe_model(config, data)
+    environment = describe_environment(accelerator)
+    with accelerator.main_process_first():
+        start = start_run(config, environment, accelerator.is_main_process)
+    model = build_model(config, model_config, accelerator, init=start.checkpoint is None)
+    losses = PretrainingLosses(model, config.z_loss_weight)
+    if accelerator.parallelism_config is not None and accelerator.parallelism_config.tp_enabled:
+        losses.tp_size = accelerator.parallelism_config.tp_size  # Accelerate asks what it prepares
+    optimizer = make_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
+    warmup_steps = math.ceil(config.warmup_share * steps.total)
+    schedule = make_schedule(config.schedule, optimizer, warmup_steps, steps.total, config.decay_share)
+    losses, optimizer = accelerator.prepare(losses, optimizer)
+    model = accelerator.unwrap_model(losses, keep_torch_compile=False).model  # its parameters may be sharded now
+    plain_optimizer = getattr(optimizer, "optimizer", optimizer)
 
     # ---- where it starts
-    environment = {
-        "torch": torch.__version__,
-        "num_processes": accelerator.num_processes,
-        "num_threads": torch.get_num_threads(),
-        "device": str(accelerator.device.type),
-        "mixed_precision": accelerator.mixed_precision,
-    }
-    with accelerator.main_process_first():
-        resume_from = start_run(config, environment, is_main=accelerator.is_main_process)
-    done_steps, seconds_before = 0, 0.0
-    if resume_from is not None:
-        done_steps, path = resume_from
-        model = getattr(modeling_septet, model_class).from_pretrained(path, dtype=torch.float32)
-        seconds_before = checkpoint.load_state(path)["seconds"]
-        accelerator.print(f"pretrain: going on from {path}")
-    losses = PretrainingLosses(model, config.z_loss_weight)
-    optimizer = make_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
-    schedule = make_schedule(config.schedule, optimizer, math.ceil(config.warmup_share * total_steps), total_steps)
-    if resume_from is not None:
-        checkpoint.load_optimizer(optimizer, path)
-        schedule.load_state_dict(checkpoint.load_state(path)["schedule"])
-    losses, optimizer = accelerator.prepare(losses, optimizer)
+    done_steps, link, seconds_before = 0, fingerprint(config.data), 0.0
+    spikes, seen = watch.Spikes(config.spike_threshold), watch.SeenSources(data)
+    if start.checkpoint is not None:
+        done_steps, state = start.step, load_state(start.checkpoint)
+        many = accelerator.num_processes > 1
+        load_tensors(plain_names(model), start.checkpoint, many)
+        load_optimizer(model, plain_optimizer, start.checkpoint, many)
+        set_step(schedule, done_steps)
+        link, seconds_before = state["rows_sha256"], state["seconds"]
+        spikes.load(state["spikes"])
+        seen.load(state["seen"])
+        accelerator.print(f"pretrain: going on from {start.checkpoint}")
+    checkpoints = Checkpoints(
+        output, tokenizer, config, config.keep, config.keep_every, config.keep_best, in_background=True
+    )
     vocabulary = Vocabulary.of(tokenizer)
     byte_lengths = torch.tensor(token_byte_lengths(tokenizer), device=accelerator.device)
     validation = PackedDataset(config.data, "validation", seed=config.seed)
-    metrics = MetricsFile(output, done_steps, enabled=accelerator.is_main_process)
+    is_main = accelerator.is_main_process
+    metrics, spike_log, sample_log = (
+        watch.MetricsFile(output, done_steps, is_main, name)
+        for name in (watch.METRICS_FILE, watch.SPIKES_FILE, watch.SAMPLES_FILE)
+    )
+    opening = watch.first_tokens(validation)
     if config.tracker:
         accelerator.init_trackers(
             "septet", {k: v for k, v in identity(config).items() if isinstance(v, int | float | str)}
         )
 
-    # ---- the steps
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    sequences_per_step = micro_batches * config.micro_batch_size
+    flops_per_token = cache(
+        lambda length: watch.flops_per_token(
+            model.config, length, config.objective, config.mask_probability, config.joint_causal_share
+        )
+    )
+
+    def utilisation(tokens_per_second: float, length: int) -> float | None:
+        flops = flops_per_token(length)
+        where = (accelerator.num_processes, accelerator.device, accelerator.mixed_precision)
+        share = watch.utilisation(tokens_per_second, flops, *where)
+        return None if share is None else round(share, 4)
+
     num_parameters = sum(p.numel() for p in model.parameters())
     accelerator.print(
-        f"pretrain: {num_parameters:,} parameters, {total_steps:,} steps of {config.tokens_per_step:,} tokens "
-        f"({micro_batches} micro-batches on {num_processes} process(es))"
+        f"pretrain: {num_parameters:,} parameters, {steps.total:,} steps of {steps.tokens(done_steps):,} tokens "
+        f"({steps.micro_batches(done_steps)} micro-batches on {accelerator.num_processes} process(es))"
     )
+    epochs = data.epochs(steps.samples_before(steps.total))
+    accelerator.print(
+        "pretrain: times through each source: " + ", ".join(f"{name} {times:.2f}" for name, times in epochs.items())
+    )
+
+    # ---- the steps
     started = last_logged = time.time()
     last_logged_step = done_steps
-    bar = tqdm(
-        total=total_steps, initial=done_steps, desc="pretrain", unit=" steps", disable=not accelerator.is_main_process
-    )
-    for step in range(done_steps, total_steps):
+    last_score: tuple[int, float] | None = None  # step and held-out loss of the last validation
+    bar = tqdm(total=steps.total, initial=done_steps, desc="pretrain", unit=" steps", disable=not is_main)
+    stop = StopSignal()
+    for step in range(done_steps, steps.total):
         losses.train()
         # Micro-batch m of step n holds the same samples, masks and dropout whoever computes it.
-        mine = []
-        for m in range(rank, micro_batches, num_processes):
-            samples = step * sequences_per_step + m * config.micro_batch_size + np.arange(config.micro_batch_size)
+        mine, read = [], np.zeros(steps.samples(step), dtype=np.int64)
+        for m in range(readers.rank, steps.micro_batches(step), readers.count):
+            places = m * config.micro_batch_size + np.arange(config.micro_batch_size)
+            batch = data.batch(steps.samples_before(step) + places)
+            read[places] = batch.rows
             generator = np.random.default_rng([config.seed, step, m])
             arguments = (vocabulary, generator, config.mask_probability, config.joint_causal_share)
-            mine.append((m, make_inputs(config.objective, data.batch(samples), *arguments)))
+            mine.append((m, make_inputs(config.objective, batch.cut(steps.sequence_length(step)), *arguments)))
+        # One exchange: targets of each loss, whether to stop, whether a save failed, and the rows that were really read.
         kinds = sorted(mine[0][1].targets)
-        targets = torch.tensor(
-            [sum(inputs.targets[kind] for _, inputs in mine) for kind in kinds], device=accelerator.device
-        )
-        targets = dict(zip(kinds, accelerator.reduce(targets, "sum").tolist(), strict=True))
+        counted = [sum(inputs.targets[kind] for _, inputs in mine) for kind in kinds]
+        told = np.concatenate([counted, [stop.asked, checkpoints.error is not None], read]) * readers.speaks
+        told = accelerator.reduce(torch.from_numpy(told.astype(np.int64)).to(accelerator.device), "sum").tolist()
+        targets = dict(zip(kinds, told, strict=False))
+        stop_asked, save_failed = told[len(kinds)], told[len(kinds) + 1]
+        rows = np.asarray(told[len(kinds) + 2 :], dtype="<i8")
+        if save_failed:
+            settle(checkpoints, config, accelerator)
+        link = hashlib.sha256(link.encode() + rows.tobytes()).hexdigest()
+        seen.add(rows)
 
-        sums = torch.zeros(len(kinds), dtype=torch.float64, device="cpu")
-        for position, (m, inputs) in enumerate(mine):
-            torch.manual_seed(hash((config.seed, step, m)))  # dropout; a tuple of ints hashes alike in every process
-            is_last = position == len(mine) - 1
-            with nullcontext() if is_last else accelerator.no_sync(losses):
-                parts = losses(inputs.to(accelerator.device))
-                # Summed losses, divided once by the targets of the whole step; DDP averages over processes, hence the factor.
-                loss = sum(parts[kind] / max(targets[kind], 1) for kind in kinds) * num_processes
-                accelerator.backward(loss)
-            sums += torch.stack([parts[kind].detach().double().cpu() for kind in kinds])
-        sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").tolist()
+        sums = read_and_differentiate(accelerator, readers, losses, mine, targets, (config.seed, step))
+        sums = accelerator.reduce((sums * readers.speaks).to(accelerator.device, torch.float32), "sum").tolist()
         means = {kind: total / max(targets[kind], 1) for kind, total in zip(kinds, sums, strict=True)}
         norm = accelerator.clip_grad_norm_(losses.parameters(), config.max_gradient_norm or math.inf)
-        norm = float(norm)
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not (math.isfinite(norm) and all(math.isfinite(value) for value in means.values())):
+            optimizer.zero_grad()  # clipping has spread what is not finite over all gradients
+            read_and_differentiate(accelerator, readers, losses, mine, targets, (config.seed, step))
+            where = watch.first_not_finite(losses, *(inputs.to(accelerator.device) for _, inputs in mine))
+            checkpoints.wait()
             raise UserError(
-                f"step {step}: loss {means}, gradient norm {norm}; a step needs finite ones, and the optimizer has not "
-                "stepped; lower --learning-rate, or look at the batch, and go on with --resume"
+                f"step {step}: loss {means}, gradient norm {norm}; {where}; a step needs finite ones, and the optimizer "
+                "has not stepped; lower --learning-rate, or look at the batch, and go on with --resume"
             )
-        optimizer.step()
+        spike = spikes.check(sum(means.values()), norm)
+        if spike:
+            loss, sources = sum(means.values()), seen.of(rows)
+            spike_log.write(watch.spike_row(step + 1, spike, loss, norm, rows, sources, config.skip_spikes))
+        learning_rate = (
+            config.learning_rate * schedule.get_last_lr()[0] / schedule.base_lrs[0]
+        )  # roles have shares of it
+        if not (spike and config.skip_spikes):
+            optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         bar.update()
@@ -230,56 +284,72 @@ def run(config: PretrainConfig) -> Path:
 
         # ---- once in a while: log, validate, save
         done = step + 1
-        is_end = done == total_steps
+        is_end = done == steps.total
         if done % config.log_every == 0 or is_end:
             now = time.time()
-            rate = (done - last_logged_step) * config.tokens_per_step / (now - last_logged)
+            rate = (steps.tokens_before(done) - steps.tokens_before(last_logged_step)) / (now - last_logged)
             last_logged, last_logged_step = now, done
             row = {
                 "step": done,
-                "tokens": done * config.tokens_per_step,
+                "tokens": steps.tokens_before(done),
                 "loss": round(sum(means.values()), 5),
                 **{f"loss_{kind}": round(value, 5) for kind, value in means.items()},
                 "gradient_norm": round(norm, 5),
-                "learning_rate": schedule.get_last_lr()[0],
+                "learning_rate": learning_rate,
+                "sequence_length": steps.sequence_length(step),
                 "tokens_per_second": round(rate, 1),
+                "utilisation": utilisation(rate, steps.sequence_length(step)),
                 "seconds": round(seconds_before + now - started, 2),
-                "peak_memory_gib": round(peak_memory_gib(), 3),
+                "stalled_seconds": round(checkpoints.stalled_seconds, 3),
+                "peak_memory_gib": round(watch.peak_memory_gib(), 3),
+                "seen": seen.state(),
+                "rows_sha256": link[:16],
             }
             metrics.write(row)
-            accelerator.log({k: v for k, v in row.items() if k != "step"}, step=done)
+            accelerator.log(watch.flat(row), step=done)
         if done % config.validate_every == 0 or is_end:
             paused = time.time()
-            scores = validate(
-                accelerator, losses, validation, config, vocabulary, byte_lengths, config.validation_sequences
+            scores = validate(accelerator, readers, losses, validation, config, vocabulary, byte_lengths)
+            last_score = (done, sum(sum(v for k, v in s.items() if k != "bits_per_byte") for s in scores.values()))
+            row = {"step": done, "tokens": steps.tokens_before(done), "validation": scores}
+            metrics.write(row)
+            accelerator.log(watch.flat(row), step=done)
+            sample_log.write(
+                {"step": done, **samples(config, losses, tokenizer, vocabulary, opening, accelerator.device)}
             )
-            metrics.write({"step": done, "tokens": done * config.tokens_per_step, "validation": scores})
+            if (
+                accelerator.is_fsdp2
+            ):  # which leaves the outermost weights gathered, while the optimizer knows the shards
+                losses.reshard()
             last_logged += time.time() - paused
-        if (done % config.save_every == 0 or is_end) and accelerator.is_main_process:
+        if done % config.save_every == 0 or is_end or stop_asked:
             state = {
-                "schedule": schedule.state_dict(),
                 "seconds": seconds_before + time.time() - started,
                 "environment": environment,
+                "rows_sha256": link,
+                "seen": seen.state(),
+                "spikes": spikes.state(),
             }
-            plain_optimizer = getattr(optimizer, "optimizer", optimizer)
-            checkpoint.save_checkpoint(output, done, model, tokenizer, plain_optimizer, state, config)
-            checkpoint.rotate(output, config.keep)
-            metrics.plot()
-        accelerator.wait_for_everyone()
+            score = last_score[1] if last_score and last_score[0] == done else None
+            settle(checkpoints, config, accelerator)
+            checkpoints.save(done, model, plain_optimizer, state, score, lambda: watch.plot(output, data.mixture))
+        if stop_asked and not is_end:
+            checkpoints.wait()
+            raise UserError(f"stopped by a signal after step {done}, which is saved; go on with --resume")
     bar.close()
+    checkpoints.wait()
 
     # ---- the end: `final/` and the manifest of the whole run
-    if accelerator.is_main_process:
-        checkpoint.save_model(model, tokenizer, output / "final")
-        final = metrics.rows()
+    if is_main:
+        write_final(output, output / f"step_{steps.total}")
         counts = {
             "num_parameters": num_parameters,
-            "steps": total_steps,
-            "tokens": total_steps * config.tokens_per_step,
+            "steps": steps.total,
+            "tokens": steps.tokens_before(steps.total),
             "environment": environment,
-            "validation": next((row["validation"] for row in reversed(final) if "validation" in row), {}),
+            "validation": next((row["validation"] for row in reversed(metrics.rows()) if "validation" in row), {}),
             "training_seconds": round(seconds_before + time.time() - started, 1),
-            "peak_memory_gib": round(peak_memory_gib(), 3),
+            "peak_memory_gib": round(watch.peak_memory_gib(), 3),
         }
         finish_run(output, config, counts)
         for lang, score in counts["validation"].items():
@@ -292,31 +362,215 @@ def run(config: PretrainConfig) -> Path:
     return output
 
 
-def plan_steps(config: PretrainConfig, sequence_length: int, num_processes: int) -> tuple[int, int]:
-    """(optimizer steps, micro-batches a step over all processes).
+@dataclass(frozen=True)
+class Readers:
+    """Which processes read which samples: those that share matrices (tensor parallelism) read the same ones."""
+
+    count: int
+    """how many read different samples"""
+    rank: int
+    """which of them this process is"""
+    speaks: bool
+    """whether this process is the one to count its samples; one of those that read the same"""
+
+    @classmethod
+    def of(cls, accelerator: Any) -> Readers:
+        """Raises a `UserError` for a machine file that asks for what the loop cannot do."""
+        from accelerate.utils import DistributedType
+
+        layout = accelerator.parallelism_config
+        if layout is not None and layout.cp_size * layout.sp_size > 1:
+            raise UserError(
+                "context parallelism (cp_size, sp_size above 1): packed documents are read under a mask, which ring "
+                "attention does not take; use FSDP2 with activation checkpointing, or shorter sequences"
+            )
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise UserError(
+                "DeepSpeed: its partitioned weights are not in torch's distributed checkpoints, which exact resume "
+                "needs; FSDP2 shards the same three things (accelerate_configs/fsdp2_8gpu.yaml)"
+            )
+        shared = layout.non_data_parallel_size if layout is not None else 1
+        rank, place = divmod(accelerator.process_index, shared)
+        return cls(accelerator.num_processes // shared, rank, place == 0)
+
+
+def describe_environment(accelerator: Any) -> dict[str, Any]:
+    """What must be the same for weights that are the same byte for byte."""
+    import torch
+
+    layout = accelerator.parallelism_config
+    return {
+        "torch": torch.__version__,
+        "num_processes": accelerator.num_processes,
+        "num_threads": torch.get_num_threads(),
+        "device": str(accelerator.device.type),
+        "mixed_precision": accelerator.mixed_precision,
+        "layout": str(accelerator.distributed_type.value).lower(),
+        "sizes": {name: size for name, size in layout._sizes.items() if size > 1} if layout is not None else {},
+    }
+
+
+def describe_model(config: PretrainConfig, data: Any) -> Any:
+    """The run's `SeptetConfig`: the shape of --preset or --init-from, the vocabulary and length of the packed set.
 
     Raises:
-        UserError: neither or both of --steps and --tokens; or tokens a step that do not divide into micro-batches.
+        UserError: there is no such preset; or --init-from is no Septet folder, or is not of the packed set's tokenizer.
     """
-    if (config.steps is None) == (config.tokens is None):
-        raise UserError("give exactly one of --steps and --tokens: how long to train")
-    for name in ("tokens_per_step", "micro_batch_size", "save_every", "log_every", "validate_every", "keep"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}; it must be at least 1")
-    if config.objective == "joint" and config.micro_batch_size < 2:
-        raise UserError("--micro-batch-size 1; joint splits each micro-batch between two readings; give at least 2")
-    unit = config.micro_batch_size * sequence_length * num_processes
-    if config.tokens_per_step % unit:
-        nearest = max(1, round(config.tokens_per_step / unit)) * unit
+    from septet.modeling.checkpoint import require_model_folder
+    from septet.modeling.configuration_septet import SeptetConfig
+    from septet.modeling.objectives import OBJECTIVES
+    from septet.modeling.presets import preset_config
+
+    counts = data.manifest["counts"]
+    fields = {
+        "attention_mode": "causal" if config.objective in ("causal", "joint") else "bidirectional",
+        "trained_heads": OBJECTIVES[config.objective][1],
+    }
+    if config.init_from is None:
+        shape = {"vocab_size": counts["vocab_size"], "max_position_embeddings": data.sequence_length}
+        return preset_config(config.preset, **shape, **fields, **counts["special_ids"])
+    folder = require_model_folder(config.init_from)
+    if read_json(folder / "config.json").get("model_type") != "septet":
+        raise UserError(f"--init-from {folder}: is no Septet model; `septet import` makes one of a Llama or Qwen3")
+    model_config = SeptetConfig.from_pretrained(folder, **fields)
+    check_belongs(config, model_config, data)
+    return model_config
+
+
+def build_model(config: PretrainConfig, model_config: Any, accelerator: Any, init: bool) -> Any:
+    """The model on this process, before Accelerate shards it; the same first weights on every process.
+
+    Args:
+        init: False leaves the weights as they come, since a checkpoint will fill them.
+    """
+    import torch
+    from accelerate.utils import set_seed
+    from transformers.initialization import no_init_weights
+
+    from septet.modeling import modeling_septet
+    from septet.modeling.objectives import OBJECTIVES
+
+    model_class = getattr(modeling_septet, OBJECTIVES[config.objective][0])
+    set_seed(config.seed)
+    layout = accelerator.parallelism_config
+    if config.init_from is not None and init:
+        model = model_class.from_pretrained(config.init_from, config=model_config, dtype=torch.float32)
+    else:
+        with nullcontext() if init else no_init_weights():
+            model = model_class(model_config)
+        model.tie_weights()  # which is left out with the first weights
+    if layout is not None and layout.tp_enabled:  # transformers shards matrices while it reads them from a folder
+        folder = Path(config.output) / ".first_weights"
+        if accelerator.is_main_process:
+            model.save_pretrained(folder)
+        accelerator.wait_for_everyone()
+        mesh = accelerator.torch_device_mesh["tp"]
+        model = model_class.from_pretrained(folder, tp_plan="auto", device_mesh=mesh, dtype=torch.float32)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(folder)
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def check_belongs(config: PretrainConfig, model_config: Any, data: Any) -> None:
+    """Raises a `UserError` where --init-from and --data are not of one tokenizer or length."""
+    counts = data.manifest["counts"]
+    wanted = {"vocab_size": counts["vocab_size"], **counts["special_ids"]}
+    for name, value in wanted.items():
+        if getattr(model_config, name) != value:
+            raise UserError(
+                f"{config.init_from}: has {name} {getattr(model_config, name)}, and {config.data} was packed with {value}; "
+                "pack the corpus with the tokenizer of the model (`septet pack --tokenizer`)"
+            )
+    tokenizers = [Path(folder) / "tokenizer.json" for folder in (config.init_from, config.data / "tokenizer")]
+    if all(path.is_file() for path in tokenizers):
+        first, second = (read_json(path)["model"] for path in tokenizers)
+        if first != second:
+            raise UserError(
+                f"{config.data}: was packed with another tokenizer than that of {config.init_from}; pack the corpus with "
+                "the tokenizer of the model (`septet pack --tokenizer`)"
+            )
+    if data.sequence_length > model_config.max_position_embeddings:
         raise UserError(
-            f"--tokens-per-step {config.tokens_per_step:,} is not a multiple of micro batch × sequence length × processes "
-            f"= {config.micro_batch_size} × {sequence_length} × {num_processes} = {unit:,}; the nearest that is: {nearest:,}"
+            f"{config.data}: has sequences of {data.sequence_length} tokens, and {config.init_from} was made for "
+            f"{model_config.max_position_embeddings}; pack with --sequence-length {model_config.max_position_embeddings}"
         )
-    micro_batches = config.tokens_per_step // (config.micro_batch_size * sequence_length)
-    steps = config.steps if config.steps is not None else math.ceil(config.tokens / config.tokens_per_step)
-    if steps < 1:
-        raise UserError(f"{steps} steps; give at least 1")
-    return steps, micro_batches
+
+
+def read_and_differentiate(
+    accelerator: Any,
+    readers: Readers,
+    losses: Any,
+    mine: list[tuple[int, Any]],
+    targets: Mapping[str, int],
+    seeds: tuple[int, int],
+) -> Any:
+    """Adds the gradients of this process's micro-batches up; returns its summed losses, (kinds,) float64.
+
+    Args:
+        mine: (number within the step, `Inputs`).
+        targets: of each loss, of the whole step over all processes.
+        seeds: run and step, for dropout.
+    """
+    import torch
+
+    sums = torch.zeros(len(targets), dtype=torch.float64)
+    for position, (m, inputs) in enumerate(mine):
+        torch.manual_seed(hash((*seeds, m)))  # a tuple of ints hashes alike in every process
+        with accumulation(accelerator, losses, is_last=position == len(mine) - 1):
+            parts = losses(inputs.to(accelerator.device))
+            # Summed losses, divided once by the targets of the whole step; processes are averaged, hence the factor.
+            loss = sum(parts[kind] / max(count, 1) for kind, count in targets.items()) * readers.count
+            accelerator.backward(loss)
+        sums += torch.stack([parts[kind].detach().double().cpu() for kind in targets])
+    return sums
+
+
+def accumulation(accelerator: Any, losses: Any, is_last: bool) -> Any:
+    """The context of one micro-batch. Replicated gradients are exchanged once, after the last; sharded ones each time,
+    since whole gradients would otherwise be kept until then."""
+    return nullcontext() if is_last or accelerator.is_fsdp2 else accelerator.no_sync(losses)
+
+
+def settle(checkpoints: Any, config: PretrainConfig, accelerator: Any) -> None:
+    """Waits for the save under way; one that failed stops the run or, with --on-save-error go_on, is told."""
+    try:
+        checkpoints.wait()
+    except UserError as error:
+        if config.on_save_error == "stop":
+            raise
+        accelerator.print(f"pretrain: {error}; the run goes on")
+
+
+class StopSignal:
+    """Set by SIGTERM and SIGUSR1, as schedulers send them before they kill: the run saves and stops after the step."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        for name in (signal.SIGTERM, signal.SIGUSR1):
+            try:
+                signal.signal(name, self._ask)
+            except ValueError:  # not in the main thread
+                return
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = 1
+
+
+def write_final(output: Path, last: Path) -> None:
+    """`final/`: the last checkpoint without what only training needs."""
+    from septet.data.manifest import replace_directory
+    from septet.modeling.checkpoint import OPTIMIZER_FOLDER, STATE_FILE
+
+    aside = output / ".final.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for file in last.iterdir():
+        if file.name not in (OPTIMIZER_FOLDER, STATE_FILE, FILE_NAME):
+            shutil.copy2(file, aside / file.name)
+    replace_directory(aside, output / "final")
 
 
 def is_finished(config: PretrainConfig) -> bool:
@@ -327,7 +581,7 @@ def is_finished(config: PretrainConfig) -> bool:
             raise UserError(
                 f"{output}: holds a finished run; choose another --output, or pass --resume to leave it as it is"
             )
-        same_run(config, read_json(output / RUN_FILE))
+        changes(config, read_json(output / RUN_FILE))
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"pretrain: {output} is finished", flush=True)
         return True
@@ -338,71 +592,147 @@ def is_finished(config: PretrainConfig) -> bool:
     return False
 
 
-def same_run(config: PretrainConfig, before: Mapping[str, Any]) -> None:
-    """Raises a `UserError` that names the first option, or the data, that differ from the run's start."""
-    now = identity(config)
-    for key in sorted(now.keys() | before["config"].keys()):
-        if now.get(key) != before["config"].get(key):
-            raise UserError(
-                f"{config.output}: was started with {key} = {before['config'].get(key)!r}, now {now.get(key)!r}; "
-                "go on with the old value, or choose another --output"
-            )
-    digest = fingerprint(config.data)
-    if digest != before["data_sha256"]:
-        raise UserError(
-            f"{config.data}: has changed since {config.output} was started (sha256 {before['data_sha256'][:12]} then, "
-            f"{digest[:12]} now); give the old data, or choose another --output"
-        )
+def described(config: PretrainConfig) -> dict[str, Any]:
+    """The options that decide the weights."""
+    return {key: value for key, value in identity(config).items() if key not in _FREE}
 
 
-def start_run(config: PretrainConfig, environment: dict[str, Any], is_main: bool) -> tuple[int, Path] | None:
-    """Writes down what the run is, or checks that it is the same run; returns the checkpoint to go on from.
+def changes(config: PretrainConfig, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs from the run's start, as name -> (then, now), all of it allowed by --allow-changes.
 
     Raises:
-        UserError: --resume with other options or data than the run was started with; the message names the difference.
+        UserError: the first option, or the data, that differ without leave; or an option that there is not.
+    """
+    now, then = described(config), before["config"]
+    unknown = [name for name in config.allow_changes if name not in now]
+    if unknown:
+        raise UserError(
+            f"--allow-changes {unknown[0]}: is no option that a run is held to; those are {', '.join(sorted(now))}"
+        )
+    found = {key: (then.get(key), now.get(key)) for key in sorted(now) if now.get(key) != then.get(key)}
+    found.pop("data", None)  # the same set may lie elsewhere
+    digest = fingerprint(config.data)
+    if digest != before["data_sha256"]:
+        found["data"] = (before["data_sha256"], digest)
+    for key, (old, new) in found.items():
+        if key in config.allow_changes:
+            continue
+        if key == "data":
+            raise UserError(
+                f"{config.data}: has changed since {config.output} was started (sha256 {old[:12]} then, {new[:12]} now); "
+                "give the old data, choose another --output, or pass --allow-changes data"
+            )
+        raise UserError(
+            f"{config.output}: was started with {key} = {old!r}, now {new!r}; go on with the old value, choose another "
+            f"--output, or pass --allow-changes {key}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins in this process."""
+
+    step: int = 0
+    checkpoint: Path | None = None
+
+
+def start_run(config: PretrainConfig, environment: dict[str, Any], is_main: bool) -> Start:
+    """Writes down what the run is, or checks that it is the same run; returns where to go on.
+
+    Raises:
+        UserError: --resume with other options or data than the run was started with and without leave; a --branch-from
+            that is no whole checkpoint, or of another model.
     """
     from septet.modeling import checkpoint
 
     output = Path(config.output)
     if not (output / RUN_FILE).is_file():
+        start = Start()
+        if config.branch_from is not None:
+            start = branch(config)
         if is_main:
             output.mkdir(parents=True, exist_ok=True)
-            described = {
-                "config": identity(config),
+            run_file = {
+                "config": described(config),
                 "data_sha256": fingerprint(config.data),
                 "environment": environment,
+                "first_step": start.step,
+                "changes": [],
             }
-            write_json(output / RUN_FILE, described)
-        return None
+            if start.checkpoint is not None:
+                run_file["first_rows_sha256"] = checkpoint.load_state(start.checkpoint)["rows_sha256"]
+            write_json(output / RUN_FILE, run_file)
+        return start
     before = read_json(output / RUN_FILE)
-    same_run(config, before)
-    if is_main and environment != before["environment"]:
-        changed = {
-            k: (before["environment"].get(k), v) for k, v in environment.items() if before["environment"].get(k) != v
-        }
-        print(f"pretrain: the environment differs from the start ({changed}): same samples, weights equal only nearly")
-    return checkpoint.newest_whole(output)
+    changed = changes(config, before)
+    newest = checkpoint.newest_whole(output)
+    start = Start(*newest) if newest else branch(config) if config.branch_from is not None else Start()
+    if is_main:
+        checkpoint.remove_leftovers(output)
+        if environment != before["environment"]:
+            pairs = {k: (before["environment"].get(k), v) for k, v in environment.items()}
+            pairs = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+            print(
+                f"pretrain: the environment differs from the start ({pairs}): same samples, weights equal only nearly"
+            )
+        if changed:
+            print(f"pretrain: goes on with changes from step {start.step}: {changed}", flush=True)
+            before["changes"].append({"step": start.step, "changes": plain(changed)})
+            now = {"config": described(config), "data_sha256": fingerprint(config.data)}
+            write_json(output / RUN_FILE, {**before, **now})
+    return start
+
+
+def branch(config: PretrainConfig) -> Start:
+    """The checkpoint of --branch-from.
+
+    Raises:
+        UserError: it is no whole checkpoint of a run, or not of this --preset's model and --objective.
+    """
+    from septet.data.manifest import problems
+    from septet.modeling.checkpoint import STAGE
+
+    path = Path(config.branch_from)
+    if not (path / FILE_NAME).is_file() or read_json(path / FILE_NAME)["stage"] != STAGE:
+        raise UserError(f"--branch-from {path}: is no checkpoint of a run; give its step_<n>/ folder")
+    damage = problems(path)
+    if damage:
+        raise UserError(f"--branch-from {path}: is damaged ({damage[0]}); give an older checkpoint")
+    manifest = read_json(path / FILE_NAME)
+    for key in ("preset", "objective", "optimizer"):
+        if manifest["config"][key] != getattr(config, key):
+            raise UserError(
+                f"--branch-from {path}: has {key} {manifest['config'][key]}, now {getattr(config, key)}; give the same"
+            )
+    step = manifest["counts"]["step"]
+    if config.steps is not None and config.steps <= step:
+        raise UserError(
+            f"--steps {config.steps}: counts from the start of the run that {path} belongs to, which is at {step}; give more"
+        )
+    return Start(step, path)
 
 
 def finish_run(output: Path, config: PretrainConfig, counts: dict[str, Any]) -> None:
     """The run's own manifest, last: it lists `final/` and the curves, not the checkpoints (they have their own)."""
-    listed = [*(output / "final").rglob("*"), output / METRICS_FILE, output / RUN_FILE]
+    listed = [*(output / "final").rglob("*"), *output.glob("*.jsonl"), *output.glob("*.png"), output / RUN_FILE]
     inputs = {"data": {"path": config.data, "sha256": fingerprint(config.data)}}
     write_manifest(output, "pretrain", config, inputs, counts, counts["training_seconds"], listed)
 
 
 def validate(
     accelerator: Any,
+    readers: Readers,
     losses: Any,
     data: Any,
     config: PretrainConfig,
     vocabulary: Any,
     byte_lengths: Any,
-    sequences_per_language: int,
 ) -> dict[str, dict[str, float]]:
     """Held-out scores by language: mean loss in nats a target, and bits per byte of text where the model reads causally.
 
-    Bits per byte do not depend on the tokenizer: nats of all targets / ln 2 / bytes of their text.
+    Bits per byte do not depend on the tokenizer: nats of all targets / ln 2 / bytes of their text. Every process reads
+    as many batches as the others, since sharded weights are gathered by all; what is too many counts for nothing.
     """
     import numpy as np
     import torch
@@ -411,114 +741,62 @@ def validate(
 
     losses.eval()
     langs = np.asarray(data.data["lang"][:])
+    objectives = {"joint": ("causal", "mlm_nsp")}.get(config.objective, (config.objective,))
+    kinds = KINDS[config.objective]
     out: dict[str, dict[str, float]] = {}
     for lang in sorted(set(langs)):
-        rows = np.flatnonzero(langs == lang)[:sequences_per_language]
-        sums: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        for start in range(0, len(rows), config.micro_batch_size):
-            index = start // config.micro_batch_size
-            if index % accelerator.num_processes != accelerator.process_index:
-                continue
-            batch = data.read(rows[start : start + config.micro_batch_size])
-            objectives = {"joint": ("causal", "mlm_nsp")}.get(config.objective, (config.objective,))
+        rows = np.flatnonzero(langs == lang)[: config.validation_sequences]
+        batches = [rows[i : i + config.micro_batch_size] for i in range(0, len(rows), config.micro_batch_size)]
+        numbers = dict.fromkeys((*kinds, *(f"{kind} targets" for kind in kinds), "bytes"), 0.0)
+        for first in range(0, len(batches), readers.count):
+            index = min(first + readers.rank, len(batches) - 1)
+            counts = float(readers.speaks and first + readers.rank < len(batches))
             for objective in objectives:
                 generator = np.random.default_rng([config.seed, index])
+                batch = data.read(batches[index])
                 inputs = make_inputs(objective, batch, vocabulary, generator, config.mask_probability, 0.5)
                 with torch.no_grad(), accelerator.autocast():
-                    parts = accelerator.unwrap_model(losses)(inputs.to(accelerator.device))
+                    parts = losses(inputs.to(accelerator.device))
                 for kind, value in parts.items():
-                    sums[kind] = sums.get(kind, 0.0) + float(value)
-                    counts[kind] = counts.get(kind, 0.0) + inputs.targets[kind]
+                    numbers[kind] += counts * float(value)
+                    numbers[f"{kind} targets"] += counts * inputs.targets[kind]
                 if "causal" in parts:
                     labels = inputs.causal["labels"]
                     seen = byte_lengths[labels[labels >= 0].to(byte_lengths.device)].sum()
-                    counts["bytes"] = counts.get("bytes", 0.0) + float(seen)
-        kinds = [kind for kind in ("causal", "mlm", "nsp") if kind in make_kinds(config.objective)]
-        numbers = [sums.get(k, 0.0) for k in kinds] + [counts.get(k, 0.0) for k in [*kinds, "bytes"]]
-        reduced = accelerator.reduce(torch.tensor(numbers, device=accelerator.device), "sum").tolist()
-        out[lang] = {f"loss_{k}": reduced[i] / max(reduced[len(kinds) + i], 1) for i, k in enumerate(kinds)}
+                    numbers["bytes"] += counts * float(seen)
+        totals = torch.tensor(list(numbers.values()), device=accelerator.device)
+        numbers = dict(zip(numbers, accelerator.reduce(totals, "sum").tolist(), strict=True))
+        out[lang] = {f"loss_{k}": round(numbers[k] / max(numbers[f"{k} targets"], 1), 5) for k in kinds}
         if "causal" in kinds:
-            out[lang]["bits_per_byte"] = reduced[0] / math.log(2) / max(reduced[-1], 1)
-        out[lang] = {name: round(value, 5) for name, value in out[lang].items()}
+            out[lang]["bits_per_byte"] = round(numbers["causal"] / math.log(2) / max(numbers["bytes"], 1), 5)
     return out
 
 
-def make_kinds(objective: str) -> tuple[str, ...]:
-    """The losses that an objective has."""
-    kinds = {"causal": ("causal",), "mlm": ("mlm",), "mlm_nsp": ("mlm", "nsp"), "joint": ("causal", "mlm", "nsp")}
-    return kinds[objective]
+def samples(
+    config: PretrainConfig,
+    losses: Any,
+    tokenizer: Any,
+    vocabulary: Any,
+    opening: Mapping[str, list[int]],
+    device: Any,
+) -> dict[str, dict[str, Any]]:
+    """What the model makes of the first held-out document of each language: a continuation, masked words, or both."""
+    from septet.modeling import watch
+
+    out = {}
+    if config.objective in ("causal", "joint"):
+        prompts = {lang: tokens[: len(tokens) // 2] for lang, tokens in opening.items() if len(tokens) > 1}
+        texts = watch.text_samples(losses, tokenizer, prompts, SAMPLE_TOKENS, device)
+        out["continued"] = {
+            lang: [tokenizer.decode(prompts[lang], skip_special_tokens=True), text] for lang, text in texts.items()
+        }
+    if config.objective != "causal":
+        out["filled"] = watch.filled_masks(losses, tokenizer, vocabulary, opening, device)
+    return out
 
 
-def peak_memory_gib() -> float:
-    """The process's peak: resident memory on a CPU, allocated memory on an accelerator."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-class MetricsFile:
-    """`metrics.jsonl`: one row a logged step, one a validation; rows past the resumed step are dropped on opening."""
-
-    def __init__(self, output: Path, done_steps: int, enabled: bool):
-        self.path, self.enabled = Path(output) / METRICS_FILE, enabled
-        if enabled:
-            kept = [row for row in self.rows() if row["step"] <= done_steps]
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            aside = self.path.with_suffix(".tmp")
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, self.path)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows; a line that a kill cut short is left out."""
-        rows = []
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").split("\n"):
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    continue
-        return rows
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Appends a row."""
-        if self.enabled:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-
-    def plot(self) -> None:
-        """Draws `loss.png`: the training losses and the held-out bits per byte by language."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        rows = self.rows()
-        train = [row for row in rows if "loss" in row]
-        held_out = [row for row in rows if "validation" in row]
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-        for name in sorted({key for row in train for key in row if key.startswith("loss_")}):
-            left.plot([row["step"] for row in train], [row[name] for row in train], label=name.removeprefix("loss_"))
-        left.set(xlabel="step", ylabel="training loss (nats per target)")
-        measure = "bits_per_byte"
-        if held_out and not any(measure in score for score in held_out[-1]["validation"].values()):
-            measure = "loss_mlm"
-        for lang in sorted({lang for row in held_out for lang in row["validation"]}):
-            points = [(row["step"], row["validation"][lang][measure]) for row in held_out if lang in row["validation"]]
-            right.plot(*zip(*points, strict=True), marker="o", label=lang)
-        right.set(xlabel="step", ylabel=f"held-out {measure.replace('_', ' ')}")
-        for axis in (left, right):
-            axis.grid(alpha=0.3)
-            if axis.lines:
-                axis.legend()
-        aside = self.path.with_name(".loss.png")
-        figure.savefig(aside, dpi=110)
-        pyplot.close(figure)
-        os.replace(aside, self.path.with_name("loss.png"))
+# The losses that an objective has.
+KINDS = {"causal": ("causal",), "mlm": ("mlm",), "mlm_nsp": ("mlm", "nsp"), "joint": ("causal", "mlm", "nsp")}
 
 
 if __name__ == "__main__":

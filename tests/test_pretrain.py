@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from septet.data.errors import UserError
-from septet.data.manifest import read_manifest
+from septet.data.manifest import read_json, read_manifest, write_json
 from septet.modeling import checkpoint
-from septet.modeling.pretrain import MetricsFile, PretrainConfig, plan_steps, run
+from septet.modeling.pretrain import PretrainConfig, run
+from septet.modeling.steps import plan_steps
+from septet.modeling.watch import MetricsFile, Spikes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,12 +35,12 @@ def options(packed: Path, output: Path, **fields) -> PretrainConfig:
 
 
 def command(config: PretrainConfig, *launch: str) -> list[str]:
-    given = {
-        f"--{field.name.replace('_', '-')}": getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default and field.name not in ("resume", "mixture", "max_epochs")
-    }
-    flags = [part for name, value in given.items() for part in (name, str(value))]
+    flags = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != getattr(PretrainConfig(), field.name) and field.name != "resume":
+            values = [part for pair in value.items() for part in pair] if isinstance(value, dict) else [value]
+            flags += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     return [sys.executable, *(launch or ("-m",)), "septet.modeling.pretrain", *flags, "--resume"]
 
 
@@ -59,7 +64,11 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path) -> None:
     rows = [row for row in MetricsFile(undisturbed, 8, enabled=False).rows() if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert (undisturbed / "loss.png").stat().st_size > 5000
+    for picture in ("loss.png", "dynamics.png", "mixture.png"):
+        assert (undisturbed / picture).stat().st_size > 5000
+    samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().split("\n")[:-1]]
+    assert [row["step"] for row in samples] == [4, 8]
+    assert all(set(row[kind]) == {"en", "fr", "zh"} for row in samples for kind in ("continued", "filled"))
     assert [step for step, _ in checkpoint.checkpoints(undisturbed)] == [4, 6, 8]  # --keep 3
     for folder in (undisturbed / "step_4", undisturbed / "final"):
         config = json.loads((folder / "config.json").read_text())
@@ -112,22 +121,183 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed: Path, tmp_pa
     damaged = tmp_path / "step_8"
     damaged.mkdir()
     for file in (undisturbed / "step_8").iterdir():
-        (damaged / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".safetensors" else None])
+        if file.is_file():
+            (damaged / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".safetensors" else None])
     assert checkpoint.newest_whole(tmp_path) == (6, tmp_path / "step_6")
     assert "step_8 is damaged" in capsys.readouterr().err
 
 
 def test_a_run_is_not_mixed_with_another(undisturbed: Path, packed: Path, tmp_path: Path, capsys) -> None:
-    run(options(packed, undisturbed, resume=True))
+    run(options(packed, undisturbed, resume=True, save_every=100))  # how often it saves does not change what it is
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds a finished run"):
         run(options(packed, undisturbed))
-    with pytest.raises(UserError, match="learning_rate = 0.003, now 0.1"):
+    with pytest.raises(UserError, match="learning_rate = 0.003, now 0.1.*--allow-changes learning_rate"):
         run(options(packed, undisturbed, resume=True, learning_rate=0.1))
+    with pytest.raises(UserError, match="--allow-changes lerning_rate: is no option"):
+        run(options(packed, undisturbed, resume=True, allow_changes=("lerning_rate",)))
     (tmp_path / "something").write_text("mine")
     with pytest.raises(UserError, match="holds a run or other files"):
         run(options(packed, tmp_path))
     assert (tmp_path / "something").read_text() == "mine"
+
+
+def unfinished(undisturbed: Path, output: Path, step: int = 4) -> Path:
+    """The run as it was when it had saved this step."""
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(output / "final")
+    (output / "manifest.json").unlink()
+    for later, path in checkpoint.checkpoints(output):
+        if later > step:
+            shutil.rmtree(path)
+    return output
+
+
+def test_a_change_is_made_where_it_is_allowed_and_written_down(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
+    output = unfinished(undisturbed, tmp_path / "changed")
+    changed = {"learning_rate": 1e-3, "steps": 10}
+    with pytest.raises(UserError, match="learning_rate"):
+        run(options(packed, output, resume=True, allow_changes=("steps",), **changed))
+    run(options(packed, output, resume=True, allow_changes=tuple(changed), **changed))
+    written = read_json(output / "run.json")
+    assert written["changes"] == [{"step": 4, "changes": {"learning_rate": [3e-3, 1e-3], "steps": [8, 10]}}]
+    assert written["config"]["steps"] == read_manifest(output, "pretrain")["counts"]["steps"] == 10
+    rows = {row["step"]: row["learning_rate"] for row in MetricsFile(output, 10, enabled=False).rows() if "loss" in row}
+    assert rows[4] == pytest.approx(3e-3) and rows[5] == pytest.approx(1e-3)
+
+
+def test_changed_data_is_named_and_needs_leave(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
+    output = unfinished(undisturbed, tmp_path / "other")
+    other = tmp_path / "packed"
+    shutil.copytree(packed, other)
+    run(options(other, output, resume=True, steps=8))  # the same set in another place
+    output = unfinished(undisturbed, tmp_path / "changed")
+    manifest = read_json(other / "manifest.json")
+    manifest["files"]["more"] = {"bytes": 0, "sha256": "0" * 64}
+    write_json(other / "manifest.json", manifest)
+    with pytest.raises(UserError, match="has changed since .*--allow-changes data"):
+        run(options(other, output, resume=True))
+
+
+def test_a_decay_is_started_from_a_checkpoint_of_another_run(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
+    # The parent is at its stable rate at step 4; its own decay starts after 6 of 8 steps.
+    output, start = tmp_path / "decayed", undisturbed / "step_4"
+    config = options(packed, output, branch_from=start, steps=6, decay_share=2 / 6, keep=9)
+    run(config)
+    rows = [row for row in MetricsFile(output, 6, enabled=False).rows() if "loss" in row]
+    parent = [row for row in MetricsFile(undisturbed, 8, enabled=False).rows() if "loss" in row]
+    assert [row["step"] for row in rows] == [5, 6]
+    assert rows[0]["loss"] == parent[4]["loss"]  # the same weights read the same samples
+    assert rows[0]["rows_sha256"] == parent[4]["rows_sha256"]
+    assert rows[0]["learning_rate"] == pytest.approx(3e-3)
+    assert rows[1]["learning_rate"] == pytest.approx(1.5e-3)
+    with pytest.raises(UserError, match="has objective joint, now causal"):
+        run(options(packed, tmp_path / "no", branch_from=start, objective="causal"))
+    with pytest.raises(UserError, match="counts from the start of the run"):
+        run(options(packed, tmp_path / "no", branch_from=start, steps=4))
+    with pytest.raises(UserError, match="is no checkpoint of a run"):
+        run(options(packed, tmp_path / "no", branch_from=undisturbed / "final"))
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_run_starts_from_a_model_folder(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "more"
+    run(options(packed, output, init_from=undisturbed / "final", preset="nano", steps=1, warmup_share=0.0))
+    first, untrained = (
+        next(row for row in MetricsFile(folder, 1, enabled=False).rows() if "loss" in row)
+        for folder in (output, undisturbed)
+    )
+    assert first["loss_causal"] < untrained["loss_causal"] - 1  # on the same samples
+    assert read_json(output / "final" / "config.json")["hidden_size"] == 64  # of the folder, not of the preset
+    folder = tmp_path / "other vocabulary"
+    shutil.copytree(undisturbed / "final", folder)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "vocab_size": 999})
+    with pytest.raises(UserError, match="has vocab_size 999, and .* was packed with"):
+        run(options(packed, tmp_path / "no", init_from=folder))
+    write_json(folder / "config.json", config)
+    tokenizer = read_json(folder / "tokenizer.json")
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][1:]
+    write_json(folder / "tokenizer.json", tokenizer)
+    with pytest.raises(UserError, match="was packed with another tokenizer"):
+        run(options(packed, tmp_path / "no", init_from=folder))
+
+
+def test_batches_and_lengths_follow_their_schedules(packed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scheduled"
+    run(options(packed, output, batch_schedule={0: 256, 3: 512}, length_schedule={0: 16, 2: 64}, steps=4))
+    rows = [row for row in MetricsFile(output, 4, enabled=False).rows() if "loss" in row]
+    assert [row["tokens"] for row in rows] == [256, 512, 768, 1280]
+    assert [row["sequence_length"] for row in rows] == [16, 16, 64, 64]
+    assert sum(rows[-1]["seen"].values()) == 1280 // 64
+
+
+def test_old_checkpoints_go_but_the_kept_ones(packed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "kept"
+    config = options(packed, output, steps=6, save_every=1, validate_every=2, keep=1, keep_every=3, keep_best=True)
+    run(config)
+    kept = dict(checkpoint.checkpoints(output))
+    scores = {
+        row["step"]: sum(
+            score["loss_causal"] + score["loss_mlm"] + score["loss_nsp"] for score in row["validation"].values()
+        )
+        for row in MetricsFile(output, 6, enabled=False).rows()
+        if "validation" in row
+    }
+    assert set(kept) == {3, 6, min(scores, key=scores.get)}
+
+
+def test_a_full_disk_stops_the_run_or_is_told(packed: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    plain = checkpoint.write_json
+
+    def full(path: Path, value: object) -> None:
+        if ".step_4.tmp" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(UserError, match=r"step_4: cannot be saved .*No space left .*--resume"):
+        run(options(packed, tmp_path / "stops"))
+    assert [step for step, _ in checkpoint.checkpoints(tmp_path / "stops")] == [2]
+    assert not list((tmp_path / "stops").glob(".step_*"))
+    run(options(packed, tmp_path / "goes_on", on_save_error="go_on"))
+    assert "step_4: cannot be saved" in capsys.readouterr().out
+    assert [step for step, _ in checkpoint.checkpoints(tmp_path / "goes_on")] == [2, 6, 8]
+
+
+def test_a_signal_has_the_run_save_and_stop(undisturbed: Path, packed: Path, tmp_path: Path, monkeypatch) -> None:
+    output = tmp_path / "signalled"
+    real = MetricsFile.write
+
+    def write(self: MetricsFile, row: dict) -> None:
+        real(self, row)
+        if row["step"] == 3 and "loss" in row:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsFile, "write", write)
+    with pytest.raises(UserError, match="stopped by a signal after step 4, which is saved"):
+        run(options(packed, output, save_every=100))
+    monkeypatch.undo()
+    assert [step for step, _ in checkpoint.checkpoints(output)] == [4]
+
+
+def test_a_spike_is_logged_with_its_batch_and_skipped(packed: Path, tmp_path: Path, monkeypatch) -> None:
+    real = Spikes.check
+
+    def check(self: Spikes, loss: float, norm: float) -> str | None:
+        real(self, loss, norm)
+        return "planted" if len(self.losses) == 2 else None
+
+    monkeypatch.setattr(Spikes, "check", check)
+    norms = {}
+    for skip in (False, True):
+        output = tmp_path / f"skip_{skip}"
+        run(options(packed, output, steps=3, skip_spikes=skip, save_every=1, keep=9))
+        (row,) = (json.loads(line) for line in (output / "spikes.jsonl").read_text().split("\n")[:-1])
+        assert (row["step"], row["reason"], row["skipped"], len(row["rows"])) == (2, "planted", skip, 8)
+        weights = [load_file(output / f"step_{step}" / "model.safetensors") for step in (1, 2)]
+        norms[skip] = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
+    assert norms[True] == 0 < norms[False]
 
 
 @pytest.mark.parametrize(
@@ -138,21 +308,25 @@ def test_a_run_is_not_mixed_with_another(undisturbed: Path, packed: Path, tmp_pa
         ({"tokens": 9}, "exactly one of --steps and --tokens"),
         ({"micro_batch_size": 1}, "at least 2"),
         ({"steps": 0}, "at least 1"),
+        ({"length_schedule": {0: 24}}, "does not divide the packed sequences of 64 tokens.*: 16|does not divide.*: 32"),
+        ({"batch_schedule": {3: 500}}, "500 is not a multiple"),
+        ({"batch_schedule": {-1: 512}}, "steps count from 0"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_it_starts(fields: dict, message: str) -> None:
     config = options(Path("nowhere"), Path("nowhere"), **fields)
     with pytest.raises(UserError, match=message):
-        plan_steps(config, sequence_length=64, num_processes=2)
+        plan_steps(config, packed_length=64, num_readers=2)
 
 
 def test_tokens_become_steps() -> None:
     config = options(Path("nowhere"), Path("nowhere"), steps=None, tokens=1025)
-    assert plan_steps(config, sequence_length=64, num_processes=2) == (3, 2)
+    steps = plan_steps(config, packed_length=64, num_readers=2)
+    assert (steps.total, steps.micro_batches(0)) == (3, 2)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="step .*needs finite ones"):
+    with pytest.raises(UserError, match=r"step .*needs finite ones"):
         run(options(packed, tmp_path / "wild", learning_rate=1e30, objective="causal"))
     assert not (tmp_path / "wild" / "manifest.json").exists()
 

@@ -102,7 +102,7 @@ def run(config: FinetuneConfig) -> Path:
     from septet.data.pack import load_tokenizer
     from septet.modeling import keep_freed_memory, modeling_septet
     from septet.modeling.optim import make_optimizer, make_schedule
-    from septet.modeling.pretrain import peak_memory_gib
+    from septet.modeling.watch import peak_memory_gib
 
     keep_freed_memory()
     logging.set_verbosity_error()

@@ -93,7 +93,7 @@ def run(config: EvaluateConfig) -> Path:
 
     from septet.data.pack import load_tokenizer
     from septet.modeling import modeling_septet
-    from septet.modeling.pretrain import peak_memory_gib
+    from septet.modeling.watch import peak_memory_gib
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
