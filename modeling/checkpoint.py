@@ -156,6 +156,8 @@ class Checkpoints:
         write_json(aside / STATE_FILE, {"step": step, **state})
 
     def _finish(self, aside: Path, place: Path, step: int, score: float | None, started: float) -> None:
+        for file in aside.rglob("*.safetensors"):  # which safetensors writes for its owner alone
+            shutil.copymode(aside / "config.json", file)
         write_manifest(aside, STAGE, self.config, {}, {"step": step, "loss": score}, time.time() - started)
         replace_directory(aside, place)
         rotate(self.run, self.keep, self.keep_every, self.keep_best)

@@ -284,7 +284,7 @@ class SeptetPreTrainedModel(PreTrainedModel):
         - the projections that write into the residual stream get std / sqrt(2 layers) (Radford et al. 2019, GPT-2);
         - the output embedding gets at most 0.4 / sqrt(H): the final norm makes each hidden state of length sqrt(H), so
           logits then start with std 0.4 at most and the first loss is ln(V) + 0.4^2 / 2;
-        - the next-sentence head gets at most 0.1 / sqrt(H): all rows begin with the same token, hence with one guess,
+        - the next-sentence head gets at most 0.1 / sqrt(H): all pairs begin with the same token, hence with one guess,
           and a strong one would start far from ln(2).
         """
         super()._init_weights(module)

@@ -33,10 +33,10 @@ OBJECTIVES: dict[str, tuple[str, list[str]]] = {
 }
 
 # Where a sentence ends, in English, French and Chinese; `end` stands where it does, and the next one begins after the
-# space that follows. Measured on novels, manuals and translated chronicles, 50 cuts a language read by eye, against
-# sentencex, pysbd, ICU, BlingFire, nupunkt and syntok: docs/results.md has the figures. The libraries cut after "M." in
-# French, before a closing quote, or not at all in Chinese, or they take a tenth of a second for 4,096 tokens. What is
-# left uncut here ("Come in," he said. "why?") does no harm, since other ends are near.
+# space that follows. Measured on novels, manuals and chronicles: of 50 cuts a language, read by eye, none was wrong.
+# sentencex 1.0.32, the best library found and as fast, makes some 900 cuts of its own beside 6,000 to 7,600 common ones
+# in English and French, three quarters of them wrong ("M. | Dupont", "Why? | "). pysbd takes 0.1 s for 4,096 tokens,
+# nupunkt finds no ends in Chinese, ICU cuts where a line wraps. An end that is missed here does no harm: others are near.
 _ABBREVIATIONS = (  # and single letters: "J. S. Mill", "M. Dupont", "p. 3"
     r"[^\W\d_]|M[rsM]|Mrs|Mme|Mmes|Mlle|Mlles|Mgr|Messrs|Dr|Prof|Sr|Jr|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Esq|Vol|Fig|Ch|St|Ste"
     r"|pp|vs|cf|etc|viz|art|al|chap|éd|ibid|op|cit|vol|fig|ex|env|av|apr"

@@ -128,13 +128,26 @@ def orthogonalized(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(_working_dtype(matrix))
-    x = x.view(-1, *x.shape[-2:])
+    x = x.reshape(-1, *x.shape[-2:])
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]:
+        # All iterates are a polynomial of x x' times x, so only small squares need be multiplied: a quarter to a third less
+        # time from columns = 2.7 rows on (1 thread). Singular values below 3e-4 of the largest come out less exactly,
+        # and bfloat16 would not do: its errors in x x' grow with each step.
+        gram, product = x @ x.mT, None
+        for step in range(steps):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor if product is None else product @ factor
+            if step < steps - 1:
+                gram = factor @ gram @ factor
+        x = product @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).reshape(matrix.shape)
 
 
@@ -283,19 +296,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def learning_rate_scale(role: str, optimizer: str, width: int, layers: int, tied: bool) -> float:
-    """What a role's learning rate is multiplied by, so that the rate found with `nano` (192 wide, 4 layers) serves others.
+def learning_rate_scale(role: str, optimizer: str, width: int, layers: int) -> float:
+    """What multiplies a role's learning rate, so that the rate that is best for `nano` (192 wide, 4 layers) serves others.
 
-    TODO
+    - "matrices" under Muon: 1 / sqrt(width). What a layer does changes alike at every width when the spectral norm of its
+      update is as sqrt(rows / columns) (Yang, Simon & Bernstein 2023; Bernstein & Newhouse 2024), a constant for shapes in
+      proportion; the norm of Muon's grows as sqrt(max(rows, columns)). Under Adam's kin: 1 / width (Yang et al. 2022, muP).
+    - "matrices" of more layers: 1 / sqrt(layers). The layers' changes add up in the residual stream (Yang et al. 2024,
+      depth-muP; Dey et al. 2025 scale the branches too, which an architecture isomorphic to Llama's does not).
+    - "heads": 1 / width (muP): a logit sums over the width.
+    - "embeddings" and "vectors": as it is (muP). So also tied embeddings, though they are heads as well: scaled by
+      1 / sqrt(width) they were worse (`benchmarks/transfer.py` and docs/results.md have the measurements).
     """
     wider, deeper = width / REFERENCE_WIDTH, layers / REFERENCE_LAYERS
     if role == "matrices":
-        return wider**-0.5 if optimizer == "muon" else 1 / wider
-    if role == "heads":
-        return 1 / wider
-    if role == "embeddings" and tied:
-        return wider**-0.5
-    return 1.0
+        return deeper**-0.5 / (wider**0.5 if optimizer == "muon" else wider)
+    return 1 / wider if role == "heads" else 1.0
 
 
 def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -307,11 +323,8 @@ def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_dec
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is unknown; known: {', '.join(OPTIMIZERS)}")
     groups = parameter_groups(model, weight_decay)
-    config = model.config
     for group in groups:
-        scale = learning_rate_scale(
-            group["role"], name, config.hidden_size, config.num_hidden_layers, config.tie_word_embeddings
-        )
+        scale = learning_rate_scale(group["role"], name, model.config.hidden_size, model.config.num_hidden_layers)
         group["lr"], group["weight_decay"] = scale * learning_rate, group["weight_decay"] / scale
     if name == "muon":
         return Muon(groups, lr=learning_rate)

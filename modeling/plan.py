@@ -2,16 +2,21 @@
 
     septet plan --preset 7b --machine 8xH100 --tokens 140B
 
-Parameters, optimizer states and the activations of a layer are counted on the model itself, without its memory. Peaks
-come from data sheets; what is assumed beyond them is printed with the plan.
+Parameters, optimizer states and what a layer keeps and uses are counted on the model itself, without its memory; the
+highest point of a step is found by going through its moments. `benchmarks/plan_memory.py` holds that against real steps.
+Peaks come from data sheets; what is assumed beyond them is printed with the plan.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+import textwrap
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from septet.data.errors import UserError, run_cli, suggestion
 from septet.data.manifest import SCHEMA_VERSION, code_version, identity, write_json
@@ -19,6 +24,8 @@ from septet.data.manifest import SCHEMA_VERSION, code_version, identity, write_j
 GIB = 2**30
 USABLE_SHARE = 0.92  # an assumption: the rest goes to the driver's context, communication and fragmentation
 LOGITS_CHUNK = 1024  # positions whose logits are held at once, see `modeling_septet.chunked_linear_cross_entropy`
+MASK_PROBABILITY = 0.15  # `septet pretrain`'s default
+DEVICES_PER_NODE = 8  # of HGX and DGX machines; `4x8xH100` says otherwise
 
 
 @dataclass(frozen=True)
@@ -32,20 +39,26 @@ class Device:
     price_per_hour: float
     """US dollars; an assumption of ours, prices differ several times between providers"""
     source: str
+    utilisation: float
+    """share of the peak that is reached, recomputation counted as work"""
+    utilisation_source: str
     mixed: bool = True
     """computes in bfloat16 under autocast; float32 otherwise"""
 
 
-# Data sheets head their columns with the peak at 2:4 sparsity; these are the dense halves.
+# Data sheets head their columns with the peak at 2:4 sparsity; these are the dense halves. Utilisations are published
+# ones of FSDP at 7 to 8 G parameters: MosaicML's llm-foundry (scripts/train/benchmarking, 7b) counts model FLOPs and,
+# where it recomputes, hardware FLOPs; torchtitan (benchmarks, December 2024, Llama 3.1 8B) gives 33 to 39 %.
+HOPPER = "7b of llm-foundry on 8 H100: 46 % at 2,048 tokens, 54 % at 4,096 recomputing; torchtitan's 8B: 33 to 39 %"
 DEVICES = {
-    "A100": Device(312.0, 79.2, 400, 1.5, "NVIDIA A100 80 GB (SXM) data sheet"),
-    "H100": Device(989.4, 79.2, 700, 2.5, "NVIDIA H100 (SXM) data sheet"),
-    "H200": Device(989.4, 139.8, 700, 3.5, "NVIDIA H200 (SXM) data sheet"),
-    "RTX4090": Device(165.2, 23.6, 450, 0.4, "NVIDIA Ada GPU architecture white paper"),
-    "cpu": Device(
-        0.096, 8.0, 10, 0.05, "one core: 2 AVX2 multiply-adds x 8 float32 x 2 operations x 3 GHz; memory assumed", False
-    ),
-}
+    "A100": Device(312.0, 79.2, 400, 1.5, "NVIDIA A100 80 GB (SXM) data sheet", 0.5,
+                   "7b of llm-foundry on 8 A100: 64 % at 2,048 tokens, 73 % at 4,096 recomputing; a margin of ours below"),
+    "H100": Device(989.4, 79.2, 700, 2.5, "NVIDIA H100 (SXM) data sheet", 0.4, HOPPER),
+    "H200": Device(989.4, 139.8, 700, 3.5, "NVIDIA H200 (SXM) data sheet", 0.4, HOPPER),
+    "RTX4090": Device(165.2, 23.6, 450, 0.4, "NVIDIA Ada GPU architecture white paper", 0.4, "ours, as the H100's"),
+    "cpu": Device(0.096, 8.0, 10, 0.05,
+                  "one core: 2 AVX2 multiply-adds x 8 float32 x 2 operations x 3 GHz; memory assumed", 0.4, "ours", False),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,21 +66,24 @@ class PlanConfig:
     preset: str = "7b"
     """shape of the model: tiny, nano, small, base, 1b, 7b"""
     machine: str = "8xH100"
-    """<number>x<device>; devices: A100, H100, H200, RTX4090, cpu (a core)"""
+    """<devices>x<device>, as 8xH100 or 32xH100 (4 nodes of 8), or <nodes>x<devices a node>x<device>, as 4x4xA100;
+    devices: A100, H100, H200, RTX4090, cpu (a core)"""
     tokens: str = "140B"
     """tokens to train on, as 140B, 2.5T, 300M or a plain number; 140B is 20 a parameter of the 7B"""
+    objective: Literal["causal", "mlm", "mlm_nsp", "joint"] = "causal"
+    """as in `septet pretrain`; joint reads half of each micro-batch causally and half in both directions"""
     sequence_length: int = 4096
     """tokens in a sequence"""
-    micro_batch_size: int = 1
-    """sequences that one process reads at once"""
+    micro_batch_size: int | None = None
+    """sequences that one process reads at once; default: 1 (joint 2). The plan says how many would fit"""
     tokens_per_step: int = 524_288
     """tokens of one optimizer step over all processes"""
     vocab_size: int = 65536
     """number of tokens in the vocabulary"""
     optimizer: Literal["muon", "adamw", "adam", "rmsprop"] = "muon"
     """muon: Muon for the layers' matrices, AdamW for the rest"""
-    utilisation: float = 0.4
-    """assumed share of the peak that is reached, recomputation counted as work"""
+    utilisation: float | None = None
+    """share of the peak that is reached, recomputation counted as work; default: the device's, from published runs"""
     price_per_device_hour: float | None = None
     """US dollars; default: the table's assumption"""
     output: Path | None = None
@@ -75,23 +91,64 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one process reads and keeps in a step, whatever the layout."""
+
+    optimizer: str
+    objective: str
+    rows: int
+    """sequences of a micro-batch"""
+    length: int
+    accumulates: bool
+    """a process reads several micro-batches a step, so that gradients are there while it reads"""
+    mixed: bool
+    """bfloat16 under autocast"""
+    on_cpu: bool
+
+    def readings(self) -> list[tuple[int, float]]:
+        """(rows, share of their tokens that are targets) of each pass through the model; joint makes two."""
+        if self.objective == "causal":
+            return [(self.rows, 1.0)]
+        if self.objective == "joint":
+            causal = max(1, self.rows // 2)
+            return [(causal, 1.0), (max(1, self.rows - causal), MASK_PROBABILITY)]
+        return [(self.rows, MASK_PROBABILITY)]
+
+
+@dataclass(frozen=True)
 class Layout:
     """How the model lies on the devices."""
 
-    name: str
-    sharded: bool
-    """FSDP2: weights, gradients and optimizer states divided among the devices (ZeRO 3, Rajbhandari et al. 2020)"""
-    checkpointing: bool
-    """a layer keeps its input alone and is computed again in the backward pass (Chen et al. 2016)"""
+    kind: Literal["DDP", "FSDP2", "HSDP"]
+    """DDP: a copy each. FSDP2: weights, gradients and states divided among all (ZeRO stage 3, Rajbhandari et al. 2020;
+    `septet pretrain` refuses DeepSpeed's own). HSDP: divided within a node, a copy each node"""
+    count: int
+    """devices"""
+    shards: int = 1
+    """ranks that share one copy"""
+    tensor: int = 1
+    """ranks that share each matrix (Shoeybi et al. 2019, Megatron-LM)"""
+    recomputes: bool = False
+    """activation checkpointing: a layer keeps its input alone and runs again in the backward pass (Chen et al. 2016)"""
+
+    @property
+    def name(self) -> str:
+        kind = "one device" if self.count == 1 else self.kind
+        return kind + (f" + TP {self.tensor}" if self.tensor > 1 else "") + (", recomputing" if self.recomputes else "")
 
 
-# In order of preference where the computing is the same: less communication first.
-LAYOUTS = (
-    Layout("DDP", False, False),
-    Layout("FSDP2", True, False),
-    Layout("DDP + activation checkpointing", False, True),
-    Layout("FSDP2 + activation checkpointing", True, True),
-)
+def layouts(nodes: int, per_node: int) -> list[Layout]:
+    """What `septet pretrain` offers on a machine, in order of preference where the price is the same: less
+    communication, and less of it between nodes, first."""
+    count = nodes * per_node
+    found = [Layout("DDP", count)]
+    if nodes > 1 and per_node > 1:
+        found.append(Layout("HSDP", count, per_node))
+    if count > 1:
+        found.append(Layout("FSDP2", count, count))
+    if per_node % 2 == 0 and count > 2:
+        found.append(Layout("FSDP2", count, count // 2, 2))
+    return [replace(layout, recomputes=recomputes) for recomputes in (False, True) for layout in found]
 
 
 def run(config: PlanConfig) -> dict[str, Any]:
@@ -100,8 +157,8 @@ def run(config: PlanConfig) -> dict[str, Any]:
     Raises:
         UserError: an unknown preset or machine, a number that is none, or a model that fits in no layout.
     """
-    count, name = parse_machine(config.machine)
-    plan = make_plan(config, count, name)
+    nodes, per_node, name = parse_machine(config.machine)
+    plan = make_plan(config, nodes, per_node, name)
     if config.output is not None:
         try:
             write_json(config.output, plan)
@@ -118,40 +175,50 @@ def run(config: PlanConfig) -> dict[str, Any]:
     return plan
 
 
-def make_plan(config: PlanConfig, count: int, device_name: str) -> dict[str, Any]:
+def make_plan(config: PlanConfig, nodes: int, per_node: int, device_name: str) -> dict[str, Any]:
     """The plan as plain data; see `run`. `choice` is the cheapest layout that fits, or None."""
     from septet.modeling.presets import preset_config
 
-    device, tokens = DEVICES[device_name], parse_count(config.tokens)
-    for field in ("sequence_length", "micro_batch_size", "tokens_per_step", "utilisation", "vocab_size"):
-        if getattr(config, field) <= 0:
-            flag = f"--{field.replace('_', '-')}"
-            raise UserError(f"{flag} {getattr(config, field)}: must be above 0; leave it out for its default")
-    if config.utilisation > 1:
-        raise UserError(f"--utilisation {config.utilisation:g}: is a share of the peak, at most 1; give one like 0.4")
+    device, tokens, count = DEVICES[device_name], parse_count(config.tokens), nodes * per_node
+    rows, length = check_numbers(config), config.sequence_length
+    utilisation = config.utilisation or device.utilisation
     price = device.price_per_hour if config.price_per_device_hour is None else config.price_per_device_hour
-    length = config.sequence_length
     shape = preset_config(config.preset, vocab_size=config.vocab_size, max_position_embeddings=length)
-    accumulates = config.tokens_per_step > config.micro_batch_size * length * count
-    flops = training_flops_per_token(shape, length)
-    layouts = []
-    for layout in LAYOUTS:
-        if layout.sharded and count == 1:
-            continue
-        memory = memory_bytes(
-            shape, config.optimizer, layout, device, count, config.micro_batch_size, length, accumulates
-        )
-        computed = flops + layout.checkpointing * recomputed_flops_per_token(shape, length)
-        rate = count * device.peak_tflops * 1e12 * config.utilisation / computed
+    model = meta_model(shape)
+    usable = USABLE_SHARE * device.memory_gib
+    flops = training_flops_per_token(shape, length, config.objective)
+    state_bytes = 4 * sum(p.numel() for p in model.parameters()) + optimizer_state_bytes(config.optimizer, model)
+    planned = []
+    for layout in layouts(nodes, per_node):
+        processes = count // layout.tensor
+
+        def memory(rows: int, layout: Layout = layout, processes: int = processes) -> tuple[str, dict[str, int]]:
+            accumulates = config.tokens_per_step > rows * length * processes
+            step = Step(config.optimizer, config.objective, rows, length, accumulates, device.mixed, not device.mixed)
+            return highest(moments(shape, step, layout))
+
+        # The copy that is written in the background lies in the host's memory, which is a CPU's own.
+        staged = state_bytes / GIB / (layout.shards * layout.tensor)
+        reserved = 0.0 if device.mixed else staged
+        moment, parts = memory(rows)
+        total = sum(parts.values()) / GIB
+        largest = 0
+        for power in range(1 if config.objective == "joint" else 0, 13):
+            if sum(memory(2**power)[1].values()) / GIB + reserved > usable:
+                break
+            largest = 2**power
+        computed = flops + layout.recomputes * recomputed_flops_per_token(shape, length)
+        rate = count * device.peak_tflops * 1e12 * utilisation / computed
         hours = tokens / rate / 3600
-        total = sum(memory.values()) / GIB
-        layouts.append(
+        planned.append(
             {
-                "name": layout.name if count > 1 else layout.name.replace("DDP", "one device"),
-                "memory_gib": {part: size / GIB for part, size in memory.items()},
+                "name": layout.name,
+                "memory_gib": {part: size / GIB for part, size in parts.items()},
+                "highest_in": moment,
                 "total_gib": total,
-                "fits": total <= USABLE_SHARE * device.memory_gib,
-                "flops_per_token": flops,
+                "fits": total + reserved <= usable,
+                "largest_micro_batch": largest,
+                "host_gib_per_node": staged * per_node,
                 "computed_flops_per_token": computed,
                 "tokens_per_second": rate,
                 "days": hours / 24,
@@ -159,31 +226,50 @@ def make_plan(config: PlanConfig, count: int, device_name: str) -> dict[str, Any
                 "kilowatt_hours": hours * count * device.watts / 1000,
             }
         )
-    fitting = [layout for layout in layouts if layout["fits"]]
+    fitting = [layout for layout in planned if layout["fits"]]
     return {
         "schema_version": SCHEMA_VERSION,
         "code_version": code_version(),
         "config": identity(config),
-        "num_parameters": sum(p.numel() for p in meta_model(shape).parameters()),
+        "nodes": nodes,
+        "devices_per_node": per_node,
+        "micro_batch_size": rows,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
         "tokens": tokens,
         "training_flops": tokens * flops,
-        "usable_gib": USABLE_SHARE * device.memory_gib,
-        "layouts": layouts,
+        "checkpoint_gib": state_bytes / GIB,
+        "usable_gib": usable,
+        "layouts": planned,
         "choice": min(fitting, key=lambda layout: layout["us_dollars"])["name"] if fitting else None,
         "sources": [
             f"peak: {device.peak_tflops:g} TFLOP/s dense, {device.memory_gib:g} GiB, {device.watts:g} W: {device.source}",
-            "FLOPs: 6 a weight that multiplies, and 12 x layers x heads x head_dim x length for attention (Chowdhery et "
-            "al. 2022, PaLM, appendix B; the whole square, since the mask of packed documents hides but saves nothing)",
-            "activations: what autograd keeps of one layer, counted on tensors without memory (by hand: Korthikanti et "
-            "al. 2022), times the layers; with checkpointing one layer and the inputs of all",
+            f"utilisation: {device.utilisation_source}",
+            "FLOPs: 6 a weight that multiplies, 12 x layers x heads x head_dim x length for attention (PaLM, appendix B)",
+            "memory: counted on the model without its weights, for the highest moment of a step; measured on CPUs",
         ],
         "assumptions": [
-            f"{config.utilisation:.0%} of the peak is reached in every layout, communication hidden; measure yours",
+            f"{utilisation:.0%} of the peak in every layout, communication hidden; set --utilisation to what you measure",
             f"{price:g} US dollars a device and hour; set --price-per-device-hour",
-            f"{USABLE_SHARE:.0%} of the memory is usable, and kernels keep no more than the CPU's do: memory is counted, not measured",
-            "energy is the devices' board power alone, without hosts and cooling",
+            f"{USABLE_SHARE:.0%} of the memory is usable; kernels keep no more than a CPU's (a GPU's keep less)",
+            "several documents a row, hence a mask; energy is the devices' board power, without hosts and cooling",
+            "FSDP2 reduces its gradients after every micro-batch; + TP was not run: its head holds whole logits",
         ],
     }
+
+
+def check_numbers(config: PlanConfig) -> int:
+    """Raises a `UserError` for a number out of range; returns the sequences of a micro-batch."""
+    for field in ("sequence_length", "micro_batch_size", "tokens_per_step", "utilisation", "vocab_size"):
+        value = getattr(config, field)
+        if value is not None and value <= 0:
+            raise UserError(f"--{field.replace('_', '-')} {value}: must be above 0; leave it out for its default")
+    if config.utilisation is not None and config.utilisation > 1:
+        raise UserError(f"--utilisation {config.utilisation:g}: is a share of the peak, at most 1; give one like 0.4")
+    least = 2 if config.objective == "joint" else 1
+    rows = least if config.micro_batch_size is None else config.micro_batch_size
+    if rows < least:
+        raise UserError(f"--micro-batch-size {rows}: joint splits it between two readings; give at least 2")
+    return rows
 
 
 # ---- counts -----------------------------------------------------------------------------------------------------------
@@ -215,9 +301,14 @@ def optimizer_state_bytes(optimizer: str, model: Any) -> int:
     return total
 
 
-def training_flops_per_token(shape: Any, sequence_length: int) -> int:
-    """Forward and backward pass: 6 a weight that multiplies (the input embedding does not), and attention."""
-    weights = _layer_matrices(shape) + shape.vocab_size * shape.hidden_size
+def training_flops_per_token(shape: Any, sequence_length: int, objective: str = "causal") -> int:
+    """Forward and backward pass: 6 a weight that multiplies (the input embedding does not), and attention.
+
+    The head multiplies where there is a target. Attention is the whole square, since the mask of packed documents hides
+    but saves nothing (Chowdhery et al. 2022, PaLM, appendix B).
+    """
+    share = {"causal": 1.0, "joint": (1 + MASK_PROBABILITY) / 2}.get(objective, MASK_PROBABILITY)
+    weights = _layer_matrices(shape) + round(share * shape.vocab_size * shape.hidden_size)
     return 6 * weights + 3 * _attention_flops(shape, sequence_length)
 
 
@@ -236,98 +327,307 @@ def _attention_flops(shape: Any, sequence_length: int) -> int:
     return 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * sequence_length
 
 
-def layer_activation_bytes(shape: Any, batch: int, length: int, weight_bytes: int, residual_bytes: int) -> int:
-    """Bytes that autograd keeps of one layer's forward pass on `batch` packed sequences of `length` tokens.
+class Sizes(NamedTuple):
+    """Numbers of a model that its memory follows from."""
 
-    Counted by running the layer on fake tensors: every distinct storage saved for the backward pass, without weights
-    and without the mask and the rotary angles, which all layers share.
+    parameters: int
+    layer: int
+    """parameters of a layer"""
+    matrices: int
+    """of them those in matrices"""
+    table: int
+    """of the input embedding, or of the output head"""
+    states: int
+    """bytes of the optimizer's"""
+
+
+@lru_cache(maxsize=64)
+def _sizes(shape_json: str, optimizer: str) -> Sizes:
+    from septet.modeling.configuration_septet import SeptetConfig
+
+    model = meta_model(SeptetConfig.from_dict(json.loads(shape_json)))
+    layer = list(model.model.layers[0].parameters())
+    return Sizes(
+        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in layer),
+        sum(p.numel() for p in layer if p.ndim == 2),
+        model.lm_head.weight.numel(),
+        optimizer_state_bytes(optimizer, model),
+    )
+
+
+class LayerBytes(NamedTuple):
+    """What one layer takes beyond its weights."""
+
+    kept: int
+    """between its forward and its backward pass, the input included where it is kept, the output not"""
+    forward: int
+    """at the highest point of the forward pass, with its input and output"""
+    backward: int
+    """at the highest point of the backward pass, the output's gradient and a new one of a weight included"""
+
+
+def layer_bytes(
+    shape: Any, rows: int, length: int, weight_bytes: int = 4, residual_bytes: int = 4, tensor: int = 1
+) -> LayerBytes:
+    """Bytes of a layer on `rows` packed sequences of `length` tokens, counted by running it on fake tensors.
+
+    The mask and the rotary angles, which all layers share, are left out.
 
     Args:
         weight_bytes: 2 where matrices multiply in bfloat16, 4 in float32.
         residual_bytes: 4 where hidden states and norms stay float32 (autocast), 2 where all is bfloat16 (FSDP2).
+        tensor: ranks that share each matrix; each has its share of the heads and of the feed-forward.
     """
+    return _layer_bytes(shape.to_json_string(), rows, length, weight_bytes, residual_bytes, tensor)
+
+
+@lru_cache(maxsize=256)
+def _layer_bytes(
+    shape_json: str, rows: int, length: int, weight_bytes: int, residual_bytes: int, tensor: int
+) -> LayerBytes:
+    import weakref
+
     import torch
     from torch import nn
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
 
+    from septet.modeling.configuration_septet import SeptetConfig
     from septet.modeling.modeling_septet import SeptetDecoderLayer
 
-    dtypes = {2: torch.bfloat16, 4: torch.float32}
+    class Live(TorchDispatchMode):
+        """Bytes of the storages alive. (torch's own MemTracker does this for whole modules, by categories; one number
+        is wanted here.)"""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: dict[int, int] = {}
+            self.total = self.highest = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            outputs = function(*args, **(kwargs or {}))
+            for leaf in tree_leaves(outputs):
+                if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in self.sizes:
+                    storage = leaf.untyped_storage()
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.total += storage.nbytes()
+                    weakref.finalize(storage, self.release, storage._cdata)
+            self.highest = max(self.highest, self.total)
+            return outputs
+
+        def release(self, key: int) -> None:
+            self.total -= self.sizes.pop(key)
+
+    shape = SeptetConfig.from_dict(json.loads(shape_json))
+    shape.num_attention_heads //= tensor
+    shape.num_key_value_heads //= tensor
+    shape.intermediate_size //= tensor
     shape._attn_implementation = "sdpa"
-    with FakeTensorMode():
+    dtypes = {2: torch.bfloat16, 4: torch.float32}
+    with FakeTensorMode(), Live() as live:
         layer = SeptetDecoderLayer(shape, 0).train()
         for module in layer.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 dtype = dtypes[weight_bytes if weight.ndim == 2 else residual_bytes]
                 setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=dtype)))
-        residual = torch.empty(batch, length, shape.hidden_size, dtype=dtypes[residual_bytes], requires_grad=True)
-        angles = torch.empty(batch, length, 1, shape.head_dim, dtype=residual.dtype)
-        mask = torch.ones(batch, 1, length, length, dtype=torch.bool)
-        shared = {tensor.untyped_storage()._cdata for tensor in (*layer.parameters(), angles, mask)}
-        saved: dict[int, Any] = {}
+        for weight in layer.parameters():
+            weight.grad = torch.empty_like(weight)
+        dtype = dtypes[residual_bytes]
+        leaf = torch.empty(rows, length, shape.hidden_size, dtype=dtype, requires_grad=True)
+        angles = torch.empty(rows, length, 1, shape.head_dim, dtype=dtype)
+        mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
+        before = live.total
+        live.highest = 0
+        residual = leaf * 1  # not a leaf: it goes if nothing keeps it
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=weight_bytes == 2):
+            output = layer(residual, attention_mask=mask, position_embeddings=(angles, angles), is_causal=True)
+        forward = live.highest - before
+        del residual
+        kept = live.total - before - output.nbytes
+        live.highest = 0
+        gradient = torch.empty_like(output)
+        output.backward(gradient)
+        return LayerBytes(kept, forward, live.highest - before - output.nbytes)
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.ndim > 1:  # not a norm's weight, cast
-                saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-            return tensor
 
-        amp = torch.autocast("cpu", dtype=torch.bfloat16, enabled=weight_bytes == 2)
-        with amp, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            layer(residual, attention_mask=mask, position_embeddings=(angles, angles), is_causal=True)
-        return sum(storage.nbytes() for key, storage in saved.items() if key not in shared)
+def moments(shape: Any, step: Step, layout: Layout) -> dict[str, dict[str, int]]:
+    """Bytes a device by component at each moment of a step that may be its highest.
 
-
-def memory_bytes(
-    shape: Any, optimizer: str, layout: Layout, device: Device, count: int, batch: int, length: int, accumulates: bool
-) -> dict[str, int]:
-    """Bytes a device by component at the highest point, the start of a later micro-batch's backward pass.
-
-    Weights, gradients and states are float32; products are bfloat16 where the device is `mixed`.
-
-    Args:
-        accumulates: a process reads several micro-batches a step; FSDP2 then holds whole bfloat16 gradients until the
-            last one, since `no_sync` leaves out the reduction.
+    The moments: `loss`, when the last reading's cross-entropy is computed; `head`, when its gradients are scaled;
+    `last layer` and `first layer`, in their backward passes; `embedding`, when the input embedding's gradient is made;
+    `reduction`, when FSDP2 reduces those of the embedding and the head; `update`, in the optimizer's step. Weights,
+    gradients and states are float32. A reading is a pass of some rows through the model; autograd holds the gradient of a
+    weight that several parts of the graph use back until all have come.
     """
-    model = meta_model(shape)
-    parameters = sum(p.numel() for p in model.parameters())
-    layer = sum(p.numel() for p in model.model.layers[0].parameters())
-    root = parameters - layer * shape.num_hidden_layers  # embeddings, output head and last norm
-    compute_bytes = 2 if device.mixed else 4
-    ranks = count if layout.sharded else 1
-    memory = {
-        "weights": 4 * parameters // ranks,
-        "gradients": 4 * parameters // ranks,
-        "optimizer": optimizer_state_bytes(optimizer, model) // ranks,
-    }
-    if layout.sharded:
-        # Two layers at a time, one computing and one on its way, and the root; in the backward pass their gradients too.
-        gathered = compute_bytes * (2 * layer + root)
-        whole_gradients = compute_bytes * (parameters if accumulates else layer + root)
-        memory["working copies"] = gathered + whole_gradients
-    else:
-        casts = compute_bytes * (_layer_matrices(shape) + shape.vocab_size * shape.hidden_size) if device.mixed else 0
-        memory["working copies"] = casts + (4 * parameters if count > 1 else 0)  # autocast's cache; DDP's buckets
-    residual_bytes = compute_bytes if layout.sharded else 4
-    one_layer = layer_activation_bytes(shape, batch, length, compute_bytes, residual_bytes)
-    inputs = shape.num_hidden_layers * batch * length * shape.hidden_size * residual_bytes
-    memory["activations"] = one_layer + inputs if layout.checkpointing else one_layer * shape.num_hidden_layers
-    # Logits in float32 and one temporary of their size; or, at the end, the head's gradient scaled out of place.
-    chunk = min(LOGITS_CHUNK, batch * length)
-    memory["logits and head"] = shape.vocab_size * (4 * shape.hidden_size + max(4 * shape.hidden_size, 8 * chunk))
-    return memory
+    sizes = Sizes(*(size // layout.tensor for size in _sizes(shape.to_json_string(), step.optimizer)))
+    num_layers, hidden, tied = shape.num_hidden_layers, shape.hidden_size, shape.tie_word_embeddings
+    sharded = layout.shards > 1
+    compute_bytes = 2 if step.mixed else 4
+    residual_bytes = compute_bytes if sharded else 4
+    gradient_bytes = compute_bytes if sharded else 4  # of a gradient before it is reduced
+    table = sizes.table * gradient_bytes
+    root = sizes.parameters - num_layers * sizes.layer
+    copies = 0
+    if not sharded and layout.count > 1:
+        copies = 4 * sizes.parameters  # DDP's buckets
+    casts = 2 * num_layers * sizes.matrices if step.mixed and not sharded else 0  # autocast's cache
+
+    # Of each reading: what it keeps, what its loss keeps, and a layer's highest point.
+    readings = step.readings()
+    kept, losses, layers, norms, shared = [], [], [], [], []
+    for rows, share in readings:
+        layer = layer_bytes(shape, rows, step.length, compute_bytes, residual_bytes, layout.tensor)
+        tokens = rows * step.length
+        inputs = tokens * hidden * residual_bytes
+        norms.append(tokens * (8 * hidden + 4))  # the last one: its input and what it made of it, in float32
+        shared.append(tokens * (step.length + 2 * residual_bytes * shape.head_dim + 3 * 8))  # mask, angles, ids
+        kept.append(shared[-1] + norms[-1] + num_layers * (inputs if layout.recomputes else layer.kept))
+        targets = round(tokens * share)
+        if layout.tensor > 1:  # the head, called as a module: the logarithms of all probabilities
+            losses.append(4 * targets * shape.vocab_size)
+        else:  # the chunked one: the gradients of the hidden states and of the head
+            losses.append(targets * hidden * compute_bytes + 4 * sizes.table)
+        layers.append(layer)
+    rows = readings[-1][0]
+    found: dict[str, dict[str, int]] = {}
+
+    def note(name: str, gradients: int, activations: int, temporaries: int, copied: int = 0) -> None:
+        parts = {
+            "weights": 4 * sizes.parameters // layout.shards,
+            "gradients": gradients // layout.shards,
+            "optimizer": sizes.states // layout.shards,
+            "copies": copies + copied,
+            "activations": activations,
+            "temporaries": temporaries,
+        }
+        if name not in found or sum(parts.values()) > sum(found[name].values()):
+            found[name] = parts
+
+    whole = 4 * sizes.parameters
+    gathered_root = compute_bytes * root if sharded else 0
+    gathered = gathered_root + 2 * compute_bytes * sizes.layer if sharded else 0
+    # Of a layer's gradients one copy, and on accelerators the flat one of the layer before, on its way.
+    unreduced = (1 if step.on_cpu else 2) * compute_bytes * sizes.layer if sharded else 0
+    last_gathered = compute_bytes * sizes.layer if sharded else 0  # the flat buffer of the last gathering is held
+    # The logits of a chunk; under autocast in bfloat16, in float32, and their gradient in bfloat16, with the head's weight
+    # (FSDP2's is bfloat16 already) and a product of its size in bfloat16, which a CPU casts to float32 to add it.
+    chunk = min(LOGITS_CHUNK, targets) * shape.vocab_size
+    logits = (8 * chunk + ((2 if sharded else 4) + 4 * step.on_cpu) * sizes.table) if step.mixed else 4 * chunk
+    if layout.tensor > 1:
+        logits = (2 + 4 if step.mixed else 4) * targets * shape.vocab_size
+    states = (rows * step.length * residual_bytes + targets * compute_bytes) * hidden
+    start = whole if step.accumulates else 0
+    note("loss", start, sum(kept), sum(losses) + logits + states, gathered_root + last_gathered + casts)
+    if layout.recomputes:
+        casts = casts // num_layers
+    several = len(readings) > 1
+    for index in reversed(range(len(readings))):
+        last = index == 0
+        earlier, earlier_losses = sum(kept[:index]), sum(losses[:index])
+        per_layer = (kept[index] - shared[index] - norms[index]) // num_layers
+        own = max(layers[index].backward, layers[index].forward if layout.recomputes else 0)
+        scaled = losses[index] + (2 * sizes.table if step.mixed else 0)
+        if layout.tensor > 1:
+            scaled = 2 * losses[index]
+        waiting = (gradient_bytes * sizes.layer * num_layers + table * (1 if tied else 2)) if last and several else 0
+        temporaries = earlier_losses + losses[index] + scaled + waiting
+        note("head", start, earlier + kept[index], temporaries, gathered_root + last_gathered + casts)
+        # The head's gradient waits for its use as input embedding, for the other reading, or for FSDP2's last reduction;
+        # the input embedding's, and each layer's, for the other reading.
+        pending = table * (int(tied or sharded or not last) + int(several and last and not tied))
+        complete = 4 * sizes.table if last and not tied and not sharded else 0
+        for name, left in (("last layer", num_layers - 1), ("first layer", 0)):
+            behind = num_layers - 1 - left
+            waiting = gradient_bytes * sizes.layer * ((left + 1) * several if last else behind)
+            gradients = whole if step.accumulates else complete + 4 * sizes.layer * behind * last
+            activations, temporaries = earlier + shared[index] + per_layer * left, earlier_losses + own + waiting
+            note(name, gradients, activations, temporaries + pending, gathered + unreduced + casts)
+        waiting = 0 if last else gradient_bytes * sizes.layer * num_layers
+        gradients = whole if step.accumulates else (whole - 4 * sizes.table) * last
+        new = table + readings[index][0] * step.length * hidden * residual_bytes
+        note("embedding", gradients, earlier, earlier_losses + new + pending + waiting, gathered_root)
+    if sharded:
+        note("reduction", whole, 0, 2 * gradient_bytes * root, gathered_root)
+    note("update", whole, 0, update_bytes(shape, step, layout, sizes))
+    return found
+
+
+def update_bytes(shape: Any, step: Step, layout: Layout, sizes: Sizes) -> int:
+    """Temporaries of the optimizer's step.
+
+    The fused Adams need none. RMSprop needs two of a parameter, or of all where they are dealt with together (torch's
+    default on accelerators). Muon deals with as many matrices at a time as there are ranks that share its work (see
+    `optim.Muon`), small ones in stacks.
+    """
+    if step.optimizer == "rmsprop":
+        largest = max(sizes.table, shape.intermediate_size * shape.hidden_size // layout.tensor)
+        return 2 * 4 * (largest if step.on_cpu else sizes.parameters) // layout.shards
+    if step.optimizer != "muon":
+        return 0
+    work_bytes, stacked = (4, 2**17) if step.on_cpu else (2, 2**24)  # see `optim._chunks`
+    heads, key_values = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
+    hidden, wide = shape.hidden_size, shape.intermediate_size
+    sides = [(heads, hidden), (hidden, heads), *[(key_values, hidden)] * 2, *[(wide, hidden)] * 2, (hidden, wide)]
+    most = 0
+    for (side, other), each_layer in Counter(sides).items():
+        short, long = sorted((side, other))
+        matrix, grams = (
+            short * long,
+            (3 if step.on_cpu and long >= 2 * short else 2) * short**2,
+        )  # `optim.orthogonalized`
+        if layout.tensor > 1:  # each rank gathers one matrix after the other, and keeps the shards of all updates
+            together = min(each_layer * shape.num_hidden_layers, max(1, stacked // matrix))
+            shards = 2 * 4 * together * matrix // (layout.tensor * layout.shards)
+            most = max(most, shards + work_bytes * (4 * matrix + grams))
+            continue
+        ranks = layout.shards if layout.shards > 1 else layout.count
+        together = min(each_layer * shape.num_hidden_layers, ranks * max(1, stacked // matrix))
+        mine = -(-together // ranks)
+        here = together * matrix // layout.shards
+        orthogonalizing = mine * (2 * matrix + grams)
+        if ranks == 1:
+            needed = 4 * here + work_bytes * (here + orthogonalizing)
+        elif layout.shards == 1:
+            needed = 4 * here + work_bytes * (here + mine * matrix + max(orthogonalizing, ranks * mine * matrix))
+        else:
+            needed = 4 * here + work_bytes * (here + 2 * mine * matrix + max(orthogonalizing, here + mine * matrix))
+        updates = 4 * here if work_bytes == 2 else 0  # in the weights' type again
+        most = max(most, needed, (4 + work_bytes) * here + updates)
+    return most
+
+
+def highest(found: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
+    """The moment that takes most, with its components."""
+    return max(found.items(), key=lambda item: sum(item[1].values()))
 
 
 # ---- words ------------------------------------------------------------------------------------------------------------
 
 
-def parse_machine(text: str) -> tuple[int, str]:
-    """`8xH100` -> (8, "H100"); `cpu` -> (1, "cpu")."""
-    match = re.fullmatch(r"(?:(\d+)x)?(\w+)", text)
+def parse_machine(text: str) -> tuple[int, int, str]:
+    """Nodes, devices a node and the device: `8xH100` -> (1, 8, "H100"), `32xH100` -> (4, 8, "H100"), `4x4xA100` ->
+    (4, 4, "A100"), `cpu` -> (1, 1, "cpu")."""
+    match = re.fullmatch(r"(?:(\d+)x)?(?:(\d+)x)?([A-Za-z]\w*)", text)
     known = {name.lower(): name for name in DEVICES}
-    if not match or match[2].lower() not in known or match[1] == "0":
-        device = text.partition("x")[2] if re.match(r"\d+x", text) else text
-        raise UserError(f"machine {text!r}: must be <number>x<device>, as in 8xH100; {suggestion(device, DEVICES)}")
-    return int(match[1] or 1), known[match[2].lower()]
+    if not match or match[3].lower() not in known or "0" in (match[1], match[2]):
+        device = re.sub(r"^(\d+x)*", "", text)
+        raise UserError(
+            f"machine {text!r}: must be <devices>x<device>, as 8xH100, or <nodes>x<devices a node>x<device>, as 4x8xH100; "
+            + suggestion(device, DEVICES)
+        )
+    name, first = known[match[3].lower()], int(match[1] or 1)
+    if match[2]:
+        return first, int(match[2]), name
+    if name == "cpu" or first <= DEVICES_PER_NODE:
+        return 1, first, name
+    if first % DEVICES_PER_NODE:
+        raise UserError(
+            f"machine {text!r}: more than {DEVICES_PER_NODE} devices must be whole nodes of {DEVICES_PER_NODE}; give "
+            f"{first // DEVICES_PER_NODE * DEVICES_PER_NODE}x{name}, or the nodes by themselves, as 4x4x{name}"
+        )
+    return first // DEVICES_PER_NODE, DEVICES_PER_NODE, name
 
 
 def parse_count(text: str) -> int:
@@ -339,32 +639,35 @@ def parse_count(text: str) -> int:
 
 
 def table(plan: dict[str, Any]) -> str:
-    """The plan as text, a column a layout."""
-    config, layouts = plan["config"], plan["layouts"]
-    rows = [["", *(layout["name"] for layout in layouts)]]
-    for part in layouts[0]["memory_gib"]:
-        rows.append([f"{part}, GiB a device", *(f"{layout['memory_gib'][part]:,.2f}" for layout in layouts)])
-    rows.append(["total, GiB a device", *(f"{layout['total_gib']:,.2f}" for layout in layouts)])
-    rows.append([f"fits {plan['usable_gib']:.1f} GiB", *("yes" if layout["fits"] else "no" for layout in layouts)])
-    units = {
-        "tokens a second": "tokens_per_second",
-        "days": "days",
-        "US dollars": "us_dollars",
-        "kWh": "kilowatt_hours",
-    }
-    for title, key in units.items():
-        values = [layout[key] for layout in layouts]
-        rows.append([title, *(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    """The plan as text of at most 120 columns, a row a layout."""
+    config, planned = plan["config"], plan["layouts"]
+    memory = [["GiB a device", *planned[0]["memory_gib"], "total", "fits", "highest in"]]
+    money = [["", "largest micro batch", "tokens a second", "days", "US dollars", "kWh", "host GiB a node"]]
+    for layout in planned:
+        parts = [f"{size:,.2f}" for size in (*layout["memory_gib"].values(), layout["total_gib"])]
+        memory.append([layout["name"], *parts, "yes" if layout["fits"] else "no", layout["highest_in"]])
+        values = [layout[key] for key in ("tokens_per_second", "days", "us_dollars", "kilowatt_hours")]
+        shown = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        largest = str(layout["largest_micro_batch"] or "none")
+        money.append([layout["name"], largest, *shown, f"{layout['host_gib_per_node']:,.1f}"])
     lines = [
-        f"plan: {config['preset']}, {plan['num_parameters']:,} parameters, {plan['tokens']:,} tokens on {config['machine']}: "
-        f"{plan['training_flops']:.3g} FLOPs",
-        *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows),
-        *(f"source      {text}" for text in plan["sources"]),
-        *(f"assumption  {text}" for text in plan["assumptions"]),
-        f"plan: the cheapest that fits: {plan['choice'] or 'none'}",
+        f"plan: {config['preset']}, {plan['num_parameters']:,} parameters, {plan['tokens']:,} tokens on "
+        f"{config['machine']}: {plan['training_flops']:.3g} FLOPs",
+        f"plan: {config['objective']}, {config['optimizer']}, micro-batches of {plan['micro_batch_size']} x "
+        f"{config['sequence_length']:,} tokens; {plan['usable_gib']:.1f} GiB of a device are usable",
+        f"plan: a checkpoint takes {plan['checkpoint_gib']:,.1f} GiB of disk and, while it is written in the background, "
+        "the host memory below",
     ]
-    return "\n".join(lines)
+    for rows in (memory, money):
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    for name in ("sources", "assumptions"):
+        lines += [
+            line
+            for text in plan[name]
+            for line in textwrap.wrap(text, 120, initial_indent=f"{name[:-1]:12}", subsequent_indent=" " * 12)
+        ]
+    return "\n".join([*lines, f"plan: the cheapest that fits: {plan['choice'] or 'none'}"])
 
 
 if __name__ == "__main__":

@@ -123,8 +123,11 @@ _FREE = (
 )  # fmt: skip
 
 
-def run(config: PretrainConfig) -> Path:
+def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
     """Trains to the end and leaves `final/`; returns the run's directory.
+
+    Args:
+        stop_after: step after which to return, without an end (`septet certify --replay`).
 
     Raises:
         UserError: see `plan_steps`, `start_run`, `PackedDataset` and `Checkpoints`; and when a loss or gradient is not
@@ -136,7 +139,6 @@ def run(config: PretrainConfig) -> Path:
 
     import numpy as np
     import torch
-    from accelerate import Accelerator
     from tqdm import tqdm
     from transformers.utils import logging
 
@@ -151,7 +153,7 @@ def run(config: PretrainConfig) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # ---- what the run is: data, steps, model
-    accelerator = Accelerator(log_with=config.tracker, project_dir=output if config.tracker else None)
+    accelerator = make_accelerator(config)
     readers = Readers.of(accelerator)
     data = PackedDataset(config.data, "train", config.mixture, config.seed)
     steps = plan_steps(config, data.sequence_length, readers.count)
@@ -170,6 +172,8 @@ def run(config: PretrainConfig) -> Path:
     schedule = make_schedule(config.schedule, optimizer, warmup_steps, steps.total, config.decay_share)
     losses, optimizer = accelerator.prepare(losses, optimizer)
     model = accelerator.unwrap_model(losses, keep_torch_compile=False).model  # its parameters may be sharded now
+    if model_config.tie_word_embeddings and len({id(m.weight) for m in (model.model.embed_tokens, model.lm_head)}) > 1:
+        raise UserError("the machine file unties embedding and head: leave fsdp_cpu_ram_efficient_loading out of it")
     plain_optimizer = getattr(optimizer, "optimizer", optimizer)
 
     # ---- where it starts
@@ -336,6 +340,9 @@ def run(config: PretrainConfig) -> Path:
         if stop_asked and not is_end:
             checkpoints.wait()
             raise UserError(f"stopped by a signal after step {done}, which is saved; go on with --resume")
+        if done == stop_after:
+            checkpoints.wait()
+            return output
     bar.close()
     checkpoints.wait()
 
@@ -362,6 +369,68 @@ def run(config: PretrainConfig) -> Path:
     return output
 
 
+def make_accelerator(config: PretrainConfig) -> Any:
+    """Accelerate's state of this process, as the machine file says.
+
+    Raises:
+        UserError: the file asks for what the loop cannot do.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import AORecipeKwargs, DistributedType
+
+    handlers = []
+    if (
+        os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8"
+        and os.environ.get("ACCELERATE_FP8_BACKEND", "").upper() == "AO"
+    ):
+        # The layers' products alone: the loss reads the head's weight itself.
+        handlers.append(AORecipeKwargs(module_filter_func=lambda module, name: ".layers." in name))
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        log_with=config.tracker,
+        project_dir=config.output if config.tracker else None,
+        kwargs_handlers=handlers,
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != accelerator.num_processes:
+        raise UserError(
+            f"{asked} processes were started, and each of them is alone: Accelerate does not see the machine file's "
+            f"devices; check `accelerate env`, or launch one process"
+        )
+    layout = accelerator.parallelism_config
+    if layout is not None and layout.cp_size * layout.sp_size > 1:
+        raise UserError(
+            "context parallelism (cp_size, sp_size above 1): packed documents are read under a mask, which ring "
+            "attention does not take; use FSDP2 with --activation-checkpointing, or shorter sequences"
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(
+            "DeepSpeed: its partitioned weights are not in torch's distributed checkpoints, which exact resume needs; "
+            "FSDP2 shards the same three things (accelerate_configs/fsdp2_8gpu.yaml)"
+        )
+    if layout is not None and layout.tp_enabled and accelerator.is_fsdp2:
+        try:
+            from transformers.integrations.tensor_parallel import ReplicateParallel  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "tensor parallelism with FSDP2 (tp_size and dp_shard_size above 1): this Accelerate prepares it with a "
+                "class that this transformers no longer has; use one of the two, or releases that fit"
+            ) from error
+    if accelerator.is_fsdp2:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.activation_checkpointing:
+            raise UserError(
+                "fsdp_activation_checkpointing draws new dropout masks when it computes a layer again; leave it out of the "
+                "machine file, and pass --activation-checkpointing"
+            )
+        if accelerator.mixed_precision == "bf16":  # Accelerate's own policy adds gradients up in bfloat16 too
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    return accelerator
+
+
 @dataclass(frozen=True)
 class Readers:
     """Which processes read which samples: those that share matrices (tensor parallelism) read the same ones."""
@@ -375,20 +444,7 @@ class Readers:
 
     @classmethod
     def of(cls, accelerator: Any) -> Readers:
-        """Raises a `UserError` for a machine file that asks for what the loop cannot do."""
-        from accelerate.utils import DistributedType
-
         layout = accelerator.parallelism_config
-        if layout is not None and layout.cp_size * layout.sp_size > 1:
-            raise UserError(
-                "context parallelism (cp_size, sp_size above 1): packed documents are read under a mask, which ring "
-                "attention does not take; use FSDP2 with activation checkpointing, or shorter sequences"
-            )
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise UserError(
-                "DeepSpeed: its partitioned weights are not in torch's distributed checkpoints, which exact resume "
-                "needs; FSDP2 shards the same three things (accelerate_configs/fsdp2_8gpu.yaml)"
-            )
         shared = layout.non_data_parallel_size if layout is not None else 1
         rank, place = divmod(accelerator.process_index, shared)
         return cls(accelerator.num_processes // shared, rank, place == 0)
@@ -676,10 +732,13 @@ def start_run(config: PretrainConfig, environment: dict[str, Any], is_main: bool
             print(
                 f"pretrain: the environment differs from the start ({pairs}): same samples, weights equal only nearly"
             )
+        # A change from a step whose checkpoint was lost counts from the one that is gone back to.
+        earlier = [{**change, "step": min(change["step"], start.step)} for change in before["changes"]]
         if changed:
             print(f"pretrain: goes on with changes from step {start.step}: {changed}", flush=True)
-            before["changes"].append({"step": start.step, "changes": plain(changed)})
-            now = {"config": described(config), "data_sha256": fingerprint(config.data)}
+            earlier.append({"step": start.step, "changes": plain(changed)})
+        if earlier != before["changes"]:
+            now = {"config": described(config), "data_sha256": fingerprint(config.data), "changes": earlier}
             write_json(output / RUN_FILE, {**before, **now})
     return start
 

@@ -36,10 +36,25 @@ class MetricsFile:
     def __init__(self, output: Path, done_steps: int, enabled: bool, name: str = METRICS_FILE):
         self.path, self.enabled = Path(output) / name, enabled
         if enabled and self.path.is_file():
-            kept = [row for row in self.rows() if row["step"] <= done_steps]
-            aside = self.path.with_suffix(".tmp")
-            aside.write_text("".join(map(_line, kept)), encoding="utf-8")
-            os.replace(aside, self.path)
+            self._cut(done_steps)
+
+    def _cut(self, done_steps: int) -> None:
+        """Drops the rows past a step, and half a row, by looking back from the end: a run has up to 10^6 rows."""
+        with open(self.path, "r+b") as stream:
+            size, block = stream.seek(0, os.SEEK_END), 1 << 16
+            while True:
+                stream.seek(max(0, size - block))
+                tail = stream.read()
+                begin = tail.find(b"\n") + 1 if block < size else 0  # of the first whole row
+                place = begin
+                for line in tail[begin:].split(b"\n")[:-1]:
+                    if _step(line) > done_steps:
+                        break
+                    place += len(line) + 1
+                if place > begin or block >= size:  # a row stays, and so do those before it
+                    stream.truncate(max(0, size - block) + place)
+                    return
+                block *= 8
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows; a line that a kill cut short, be it within a character, is left out."""
@@ -60,6 +75,13 @@ class MetricsFile:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _step(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # damaged: what comes after it goes too
+        return math.inf
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -37,7 +37,7 @@ def rank(sizes: dict[str, int]) -> None:
 
     def on_cpu(**options: Any) -> Any:
         plugin = FullyShardedDataParallelPlugin() if is_sharded else None
-        return plain(cpu=True, fsdp_plugin=plugin, parallelism_config=ParallelismConfig(**sizes), **options)
+        return plain(fsdp_plugin=plugin, parallelism_config=ParallelismConfig(**sizes), **options)
 
     accelerate.Accelerator = on_cpu
     run_cli(pretrain.run, pretrain.PretrainConfig)

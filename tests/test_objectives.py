@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -126,6 +127,11 @@ def test_sentences_end_where_readers_say(sentences, tokenizer, vocabulary) -> No
     inside = np.flatnonzero(vocabulary.num_characters[ids] == 0)
     for cut in inside[:2]:
         assert set(sentence_ends(ids[cut:], vocabulary)) == {place - cut for place in places if place > cut}
+
+
+def test_a_sentence_that_ends_within_a_token_is_not_cut_there(vocabulary) -> None:
+    words = replace(vocabulary, pieces=[b"It is", b" late. We", b" go."], num_characters=np.array([5, 9, 4]))
+    assert sentence_ends(np.array([0, 1, 2]), words).tolist() == []
 
 
 def pairs_of(ids, labels, vocabulary) -> list[tuple[int, int, list[int], list[int]]]:

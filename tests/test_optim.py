@@ -7,6 +7,7 @@ optimizer over whole parameters that shares nothing, in its own memory.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import socket
 import subprocess
@@ -98,8 +99,9 @@ def steps_equal_those_of_one_process(net: nn.Module, optimizer: Muon) -> None:
             if isinstance(parameter, DTensor):
                 mesh = parameter.device_mesh
                 everywhere = DTensor.from_local(gradient, mesh, [Replicate()] * mesh.ndim)
-                gradient = everywhere.redistribute(placements=parameter.placements)
-            parameter.grad = gradient
+                parameter.grad = everywhere.redistribute(placements=parameter.placements)
+            else:
+                parameter.grad = gradient
         optimizer.step()
     parameters, momenta = alone(3)
     for mine, expected in zip(net.parameters(), parameters, strict=True):
@@ -238,6 +240,19 @@ def test_one_process_follows_the_formula_and_stacks() -> None:
     assert torch.equal(orthogonalized(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (8, 9), (1, 5)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-6])
+def test_the_short_way_is_newton_schulz(shape: tuple[int, int], smallest: float) -> None:
+    u, _, vt = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    singular = torch.logspace(0, math.log10(smallest), min(shape))
+    x = (u * singular @ vt).double()
+    matrix = x.float()
+    x = x / x.norm()
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+    torch.testing.assert_close(orthogonalized(matrix), x.float(), rtol=0, atol=1e-3)
+
+
 def test_matrices_in_pieces_are_refused() -> None:
     flat = nn.Parameter(torch.ones(12))
     flat.grad = torch.ones(12)
@@ -287,8 +302,7 @@ def test_every_parameter_has_one_role(config, tied: bool) -> None:
 def test_at_nano_a_rate_is_what_it_says_and_decay_is_the_same_everywhere(config) -> None:
     for name in optim.OPTIMIZERS:
         for role in ("matrices", "embeddings", "heads", "vectors"):
-            for tied in (True, False):
-                assert learning_rate_scale(role, name, 192, 4, tied) == 1.0
+            assert learning_rate_scale(role, name, 192, 4) == 1.0
         wide = make_optimizer(name, model_of(config, hidden_size=384), 0.01, 0.1)
         for group in wide.param_groups:
             expected = 0.0 if group["role"] == "vectors" else 0.01 * 0.1
@@ -301,7 +315,7 @@ def test_an_update_changes_what_a_matrix_does_equally_at_every_width() -> None:
     for width in (48, 192, 768):
         matrix = nn.Parameter(torch.zeros(width, width))
         matrix.grad = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
-        rate = learning_rate_scale("matrices", "muon", width, 4, True)
+        rate = learning_rate_scale("matrices", "muon", width, 4)
         Muon([{"params": [matrix], "matrices": True}], lr=rate).step()
         changes.append(torch.linalg.matrix_norm(matrix.detach(), 2).item())
     assert max(changes) / min(changes) < 1.1
@@ -350,8 +364,8 @@ def test_set_step_is_as_having_stepped_there(name: str) -> None:
 
 
 def test_a_decay_starts_at_another_runs_checkpoint() -> None:
-    for start, end in ((1000, 1200), (1000, 1100), (700, 777), (900, 1300)):
-        branched = make_schedule("wsd", two_groups(), 50, end, decay_share=(end - start) / end)
+    for start, end in ((1000, 1200), (1000, 1100), (7, 22), (900, 1300)):
+        branched = make_schedule("wsd", two_groups(), 5, end, decay_share=(end - start) / end)
         set_step(branched, start)
         found = rates(branched, end - start)
         length = end - start

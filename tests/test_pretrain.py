@@ -44,7 +44,7 @@ def command(config: PretrainConfig, *launch: str) -> list[str]:
     return [sys.executable, *(launch or ("-m",)), "septet.modeling.pretrain", *flags, "--resume"]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,7 @@ def test_two_processes_see_the_same_samples(undisturbed: Path, packed: Path, tmp
         for d in (undisturbed, tmp_path / "two")
     )
     assert two == pytest.approx(one, abs=1e-4)
+    assert read_json(tmp_path / "two" / "run.json")["environment"]["num_processes"] == 2
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(undisturbed: Path, tmp_path: Path, capsys) -> None:

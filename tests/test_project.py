@@ -1,4 +1,4 @@
-"""The project as a whole: the command, the direction of imports, the machines' configurations, the small verbs."""
+"""The project as a whole: the command, the direction of imports, the small verbs."""
 
 from __future__ import annotations
 
@@ -89,16 +89,6 @@ def test_mistakes_get_one_message(arguments: list[str], message: str, capsys) ->
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
     assert "Traceback" not in captured.err
-
-
-@pytest.mark.parametrize("machine", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_machines_parse(machine: Path) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(machine))
-    assert config.num_processes >= 1
-    commented = [line for line in machine.read_text().split("\n") if "#" in line]
-    assert len(commented) >= 2
 
 
 def test_a_stage_leaves_nothing_half_done(tmp_path: Path) -> None:
