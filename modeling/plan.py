@@ -455,11 +455,11 @@ def _layer_bytes(
 def moments(shape: Any, step: Step, layout: Layout) -> dict[str, dict[str, int]]:
     """Bytes a device by component at each moment of a step that may be its highest.
 
-    The moments: `loss`, when the last reading's cross-entropy is computed; `head`, when its gradients are scaled;
-    `last layer` and `first layer`, in their backward passes; `embedding`, when the input embedding's gradient is made;
-    `reduction`, when FSDP2 reduces those of the embedding and the head; `update`, in the optimizer's step. Weights,
-    gradients and states are float32. A reading is a pass of some rows through the model; autograd holds the gradient of a
-    weight that several parts of the graph use back until all have come.
+    The moments: `forward`, in the last layer; `loss`, when the last reading's cross-entropy is computed; `head`, when its
+    gradients are scaled; `last layer` and `first layer`, in their backward passes; `embedding`, when the input
+    embedding's gradient is made; `reduction`, when FSDP2 reduces those of the embedding and the head; `update`, in the
+    optimizer's step. Weights, gradients and states are float32. A reading is a pass of some rows through the model;
+    autograd holds the gradient of a weight that several parts of the graph use back until all have come.
     """
     sizes = Sizes(*(size // layout.tensor for size in _sizes(shape.to_json_string(), step.optimizer)))
     num_layers, hidden, tied = shape.num_hidden_layers, shape.hidden_size, shape.tie_word_embeddings
@@ -520,8 +520,11 @@ def moments(shape: Any, step: Step, layout: Layout) -> dict[str, dict[str, int]]
     states = (rows * step.length * residual_bytes + targets * compute_bytes) * hidden
     start = whole if step.accumulates else 0
     note("loss", start, sum(kept), sum(losses) + logits + states, gathered_root + last_gathered + casts)
-    if layout.recomputes:
+    if layout.recomputes:  # and its backward pass begins with such a forward pass
         casts = casts // num_layers
+    else:
+        activations = sum(kept) - norms[-1] - layers[-1].kept
+        note("forward", start, activations, sum(losses[:-1]) + layers[-1].forward, gathered + casts)
     several = len(readings) > 1
     for index in reversed(range(len(readings))):
         last = index == 0

@@ -55,7 +55,9 @@ class PretrainConfig:
     micro_batch_size: int = 8
     """packed sequences that one process reads at once; as many as fit into its memory"""
     learning_rate: float = 3e-3
-    """peak; one rate serves Muon's matrices and AdamW's other parameters (see septet.modeling.optim)"""
+    """peak for the layers' matrices, of `nano`, from which that of other shapes follows (septet.modeling.optim)"""
+    embedding_rate: float | None = None
+    """what multiplies it for embeddings, heads and vectors; default: 10 with muon, 1 with the others"""
     optimizer: Literal["muon", "adamw", "adam", "rmsprop"] = "muon"
     """muon: Muon for the layers' matrices, AdamW for the rest"""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
@@ -167,7 +169,8 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
     losses = PretrainingLosses(model, config.z_loss_weight)
     if accelerator.parallelism_config is not None and accelerator.parallelism_config.tp_enabled:
         losses.tp_size = accelerator.parallelism_config.tp_size  # Accelerate asks what it prepares
-    optimizer = make_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
+    embedding_rate = config.embedding_rate or (10.0 if config.optimizer == "muon" else 1.0)
+    optimizer = make_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay, embedding_rate)
     warmup_steps = math.ceil(config.warmup_share * steps.total)
     schedule = make_schedule(config.schedule, optimizer, warmup_steps, steps.total, config.decay_share)
     losses, optimizer = accelerator.prepare(losses, optimizer)

@@ -142,11 +142,9 @@ def test_the_peak_of_each_phase_is_that_of_a_real_step(fields: dict) -> None:
     case = memory.Case(**{**SMALL, **fields})
     real, planned = memory.train(case), memory.planned(case)
     assert planned["bytes"] == pytest.approx(real["bytes"], rel=0.02)
-    phases = {
-        "forward": ("loss",),
-        "backward": ("head", "last layer", "first layer", "embedding"),
-        "update": ("update",),
-    }
+    phases = {"backward": ("head", "last layer", "first layer", "embedding"), "update": ("update",)}
+    if not case.checkpointing:  # there a forward pass keeps nothing, and the one in the backward pass is higher
+        phases["forward"] = ("forward", "loss")
     for phase, its_moments in phases.items():
         assert max(planned["moments"][name] for name in its_moments) == pytest.approx(real["phases"][phase], rel=0.02)
 

@@ -41,8 +41,7 @@ class FinetuneConfig:
     micro_batch_size: int | None = None
     """sequences that one process reads at once; default: the batch"""
     learning_rate: float | None = None
-    """peak; default: 2e-3 x 192 / width for full, tuned at width 192 and scaled by 1/width as in muP (Yang et al. 2022);
-    five times that for lora"""
+    """peak, of `nano`, from which that of other shapes follows (septet.modeling.optim); default: 2e-3, lora 1e-2"""
     optimizer: Literal["muon", "adamw", "adam", "rmsprop"] = "muon"
     """as in pre-training"""
     weight_decay: float = 0.05
@@ -124,9 +123,7 @@ def run(config: FinetuneConfig) -> Path:
     held_out_features, _ = _features(task, held_out, tokenizer, model.config)
     epochs = config.epochs or task.defaults.epochs
     batch_size = config.batch_size or task.defaults.batch_size
-    learning_rate = config.learning_rate or 2e-3 * 192 / model.config.hidden_size * (
-        5 if config.method == "lora" else 1
-    )
+    learning_rate = config.learning_rate or (1e-2 if config.method == "lora" else 2e-3)
     smoothing = task.defaults.label_smoothing if config.label_smoothing is None else config.label_smoothing
     if config.method == "lora":
         model = _with_adapters(model, task, config)
