@@ -53,17 +53,13 @@ class Checkpoints:
         keep: how many of the newest stay; besides them every `keep_every`-th step (0: none) and, with `keep_best`, the
             one with the lowest held-out loss.
         config: of the run, for the manifests.
-        in_background: False writes at once and waits.
     """
 
-    def __init__(
-        self, run: Path, tokenizer: Any, config: Any, keep: int, keep_every: int, keep_best: bool, in_background: bool
-    ):
+    def __init__(self, run: Path, tokenizer: Any, config: Any, keep: int, keep_every: int, keep_best: bool):
         import torch.distributed as dist
 
         self.run, self.tokenizer, self.config = Path(run), tokenizer, config
         self.keep, self.keep_every, self.keep_best = keep, keep_every, keep_best
-        self.in_background = in_background
         self.many = dist.is_initialized() and dist.get_world_size() > 1
         self.is_main = not self.many or dist.get_rank() == 0
         # The threads talk among themselves, beside the training's own collectives.
@@ -96,15 +92,20 @@ class Checkpoints:
         self.wait()
         started = time.time()
         weights, moments = (
-            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}  # sharded as they are
+            {
+                name: tensor.detach().to("cpu", copy=True)  # sharded as it is; of what all have, one copy
+                for name, tensor in tensors.items()
+                if self.is_main or hasattr(tensor, "to_local")
+            }
             for tensors in (plain_names(model), optimizer_tensors(model, optimizer))
         )
-        self._thread = threading.Thread(target=self._write, args=(step, model, weights, moments, state, score, after))
+        is_sharded = any(hasattr(tensor, "to_local") for tensor in plain_names(model).values())
+        self._thread = threading.Thread(
+            target=self._write, args=(step, model, weights, moments, is_sharded, state, score, after)
+        )
         self._thread.daemon = True  # with another process dead it would wait for ever
         self._thread.start()
         self.stalled_seconds += time.time() - started
-        if not self.in_background:
-            self.wait()
 
     def wait(self) -> None:
         """Waits for the save that is under way.
@@ -127,6 +128,7 @@ class Checkpoints:
         model: Any,
         weights: dict[str, torch.Tensor],
         moments: dict[str, torch.Tensor],
+        is_sharded: bool,
         state: dict[str, Any],
         score: float | None,
         after: Callable[[], None],
@@ -135,7 +137,10 @@ class Checkpoints:
         aside, place = self.run / f".step_{step}.tmp", self.run / f"step_{step}"
         try:
             self._together(lambda: self._begin(aside, model, step, state), main_only=True)
-            self._together(lambda: write_weights(weights, aside, self.many, self.is_main, self.group))
+            if is_sharded:
+                self._together(lambda: write_sharded_weights(weights, aside, self.is_main, self.group))
+            else:
+                self._together(lambda: write_weights(weights, aside), main_only=True)
             self._together(lambda: _write_shards(moments, aside / OPTIMIZER_FOLDER, self.many, self.group))
             self._together(lambda: self._finish(aside, place, step, score, started), main_only=True)
         except Exception as error:
@@ -147,7 +152,10 @@ class Checkpoints:
             )
             return
         if self.is_main:
-            after()
+            try:
+                after()
+            except Exception as error:  # the checkpoint is there
+                print(f"pretrain: the pictures could not be drawn ({error})", file=sys.stderr, flush=True)
 
     def _begin(self, aside: Path, model: Any, step: int, state: dict[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
@@ -189,10 +197,19 @@ def plain_names(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `<parameter>.<state>` -> tensor (the tensors themselves)."""
+    """The optimizer's state as `<parameter>.<state>` -> tensor (the tensors themselves).
+
+    Raises:
+        RuntimeError: a parameter has no state though others have, as where FSDP2 has left weights gathered, which are
+            other objects than the shards that the optimizer knows.
+    """
+    named = plain_names(model)
+    lacking = [name for name, parameter in named.items() if not optimizer.state.get(parameter)]
+    if lacking and optimizer.state:
+        raise RuntimeError(f"{lacking[0]}: has no optimizer state, and other parameters have")
     return {
         f"{name}.{key}": value
-        for name, parameter in plain_names(model).items()
+        for name, parameter in named.items()
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
     }
@@ -214,32 +231,28 @@ def save_description(model: Any, tokenizer: Any, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def write_weights(weights: dict[str, torch.Tensor], directory: Path, many: bool, is_main: bool, group: Any) -> None:
-    """Weights as safetensors that transformers loads, whole whatever they were sharded by.
+def write_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:
+    """Weights as safetensors that transformers loads."""
+    from huggingface_hub import save_torch_state_dict
 
-    Sharded ones are written by all processes and put together on the disk: no process ever holds the whole.
-    """
-    if not any(hasattr(tensor, "to_local") for tensor in weights.values()):
-        if is_main:
-            from huggingface_hub import save_torch_state_dict
+    save_torch_state_dict(weights, directory, max_shard_size=MAX_SHARD_BYTES, metadata={"format": "pt"})
 
-            save_torch_state_dict(weights, directory, max_shard_size=MAX_SHARD_BYTES, metadata={"format": "pt"})
-        return
-    import torch.distributed as dist
 
+def write_sharded_weights(weights: dict[str, torch.Tensor], directory: Path, is_main: bool, group: Any) -> None:
+    """The same of weights that are sharded among processes: each writes its own, and the main one puts the files
+    together on the disk; no process ever holds the whole."""
     index: dict[str, int] = {}
     file, used = 0, MAX_SHARD_BYTES + 1
     for name, tensor in weights.items():
         size = tensor.numel() * tensor.element_size()
         file, used = (file + 1, 0) if used + size > MAX_SHARD_BYTES else (file, used)
         index[name], used = file, used + size
-    _write_shards(weights, directory, many, group, index, consolidate=True)
+    _write_shards(weights, directory, True, group, index, consolidate=True)
     if is_main:
         shutil.rmtree(directory / "sharded")
         if file == 1:  # the name that everyone looks for
             os.rename(directory / "model-00001-of-00001.safetensors", directory / "model.safetensors")
             (directory / "model.safetensors.index.json").unlink()
-    dist.barrier(group=group)
 
 
 def _write_shards(
@@ -303,12 +316,19 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def newest_whole(run: Path) -> tuple[int, Path] | None:
-    """The newest checkpoint whose files are as its manifest says; a damaged one is named and passed over."""
-    for step, path in reversed(checkpoints(run)):
+    """The newest checkpoint whose files are as its manifest says; a damaged one is named and passed over.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    found = checkpoints(run)
+    for step, path in reversed(found):
         damage = problems(path)
         if not damage:
             return step, path
         print(f"pretrain: {path} is damaged ({damage[0]}); going back to the one before", file=sys.stderr, flush=True)
+    if found:
+        raise UserError(f"{run}: all of its checkpoints are damaged; look at the disk, or choose another --output")
     return None
 
 
@@ -327,10 +347,15 @@ def rotate(run: Path, keep: int, keep_every: int = 0, keep_best: bool = False) -
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_leftovers(run: Path) -> None:
-    """Removes what a killed process left half-written or half-removed."""
-    for left in (*run.glob(".step_*.tmp"), *run.glob(".step_*.old"), *run.glob(".first_weights")):
-        shutil.rmtree(left, ignore_errors=True)
+def clear_way(run: Path, step: int) -> None:
+    """Removes what a killed process left half-written or half-removed, and puts checkpoints past a step, which are
+    damaged, aside: they would count as the newest."""
+    for pattern in (".step_*.tmp", ".step_*.old", ".first_weights", ".final.*"):
+        for left in run.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+    for later, path in checkpoints(run):
+        if later > step:
+            os.replace(path, path.with_name(f"damaged_{path.name}.{os.getpid()}"))
 
 
 def load_state(path: Path) -> dict[str, Any]:

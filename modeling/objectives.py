@@ -399,5 +399,5 @@ class PretrainingLosses(nn.Module):
         return states, tensors["labels"]
 
     def _token_loss(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        head, weight = self.model.lm_head, self.z_loss_weight
+        head, weight = self.model.lm_head, self.z_loss_weight if self.training else 0.0  # no part of a held-out score
         return language_model_loss(head, states, labels, True, num_items_in_batch=1, z_loss_weight=weight)[0]

@@ -10,14 +10,16 @@ same samples in the same order, and its losses agree to rounding.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import math
 import os
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any, Literal
 
 from septet.data.errors import UserError, run_cli
 from septet.data.manifest import FILE_NAME, fingerprint, identity, plain, read_json, write_json, write_manifest
-from septet.modeling.steps import plan_steps
+from septet.modeling.steps import Steps, plan_steps
 
 RUN_FILE = "run.json"
 SAMPLE_TOKENS = 24
@@ -61,7 +63,7 @@ class PretrainConfig:
     optimizer: Literal["muon", "adamw", "adam", "rmsprop"] = "muon"
     """muon: Muon for the layers' matrices, AdamW for the rest"""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
-    """after the warm-up; wsd: stable, then a linear decay"""
+    """after the warm-up, which all have; wsd: stable, then a linear decay"""
     warmup_share: float = 0.05
     """share of the steps in which the learning rate rises from 0"""
     decay_share: float = 0.2
@@ -136,7 +138,14 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
             finite.
     """
     output = Path(config.output)
-    if is_finished(config):
+    with alone_at(output), StopSignal() as stop:
+        return train(config, stop, stop_after)
+
+
+def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> Path:
+    """What `run` does once it is the only one there; read from top to bottom, this is the loop."""
+    output = Path(config.output)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and is_finished(config):  # before anything heavy is imported
         return output
 
     import numpy as np
@@ -163,8 +172,9 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
     tokenizer = load_tokenizer(config.data / "tokenizer")
     model_config = describe_model(config, data)
     environment = describe_environment(accelerator)
-    with accelerator.main_process_first():
-        start = start_run(config, environment, accelerator.is_main_process)
+    start = agreed_start(config, environment, steps, accelerator)
+    if start is None:
+        return output
     model = build_model(config, model_config, accelerator, init=start.checkpoint is None)
     losses = PretrainingLosses(model, config.z_loss_weight)
     if accelerator.parallelism_config is not None and accelerator.parallelism_config.tp_enabled:
@@ -192,9 +202,7 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
         spikes.load(state["spikes"])
         seen.load(state["seen"])
         accelerator.print(f"pretrain: going on from {start.checkpoint}")
-    checkpoints = Checkpoints(
-        output, tokenizer, config, config.keep, config.keep_every, config.keep_best, in_background=True
-    )
+    checkpoints = Checkpoints(output, tokenizer, config, config.keep, config.keep_every, config.keep_best)
     vocabulary = Vocabulary.of(tokenizer)
     byte_lengths = torch.tensor(token_byte_lengths(tokenizer), device=accelerator.device)
     validation = PackedDataset(config.data, "validation", seed=config.seed)
@@ -234,9 +242,7 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
     # ---- the steps
     started = last_logged = time.time()
     last_logged_step = done_steps
-    last_score: tuple[int, float] | None = None  # step and held-out loss of the last validation
     bar = tqdm(total=steps.total, initial=done_steps, desc="pretrain", unit=" steps", disable=not is_main)
-    stop = StopSignal()
     for step in range(done_steps, steps.total):
         losses.train()
         # Micro-batch m of step n holds the same samples, masks and dropout whoever computes it.
@@ -251,7 +257,8 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
         # One exchange: targets of each loss, whether to stop, whether a save failed, and the rows that were really read.
         kinds = sorted(mine[0][1].targets)
         counted = [sum(inputs.targets[kind] for _, inputs in mine) for kind in kinds]
-        told = np.concatenate([counted, [stop.asked, checkpoints.error is not None], read]) * readers.speaks
+        once = int(readers.speaks)  # processes that read the same count it once
+        told = np.concatenate([np.multiply(counted, once), [stop.asked, checkpoints.error is not None], read * once])
         told = accelerator.reduce(torch.from_numpy(told.astype(np.int64)).to(accelerator.device), "sum").tolist()
         targets = dict(zip(kinds, told, strict=False))
         stop_asked, save_failed = told[len(kinds)], told[len(kinds) + 1]
@@ -270,10 +277,12 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
             optimizer.zero_grad()  # clipping has spread what is not finite over all gradients
             read_and_differentiate(accelerator, readers, losses, mine, targets, (config.seed, step))
             where = watch.first_not_finite(losses, *(inputs.to(accelerator.device) for _, inputs in mine))
-            checkpoints.wait()
+            with suppress(UserError):  # this is the news
+                checkpoints.wait()
             raise UserError(
                 f"step {step}: loss {means}, gradient norm {norm}; {where}; a step needs finite ones, and the optimizer "
-                "has not stepped; lower --learning-rate, or look at the batch, and go on with --resume"
+                "has not stepped; look at the batch, or go on from the last checkpoint with --resume, a lower "
+                "--learning-rate and --allow-changes learning_rate"
             )
         spike = spikes.check(sum(means.values()), norm)
         if spike:
@@ -314,34 +323,34 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
             }
             metrics.write(row)
             accelerator.log(watch.flat(row), step=done)
+        score = None
         if done % config.validate_every == 0 or is_end:
             paused = time.time()
             scores = validate(accelerator, readers, losses, validation, config, vocabulary, byte_lengths)
-            last_score = (done, sum(sum(v for k, v in s.items() if k != "bits_per_byte") for s in scores.values()))
+            score = sum(sum(v for k, v in s.items() if k != "bits_per_byte") for s in scores.values())
             row = {"step": done, "tokens": steps.tokens_before(done), "validation": scores}
             metrics.write(row)
             accelerator.log(watch.flat(row), step=done)
             sample_log.write(
                 {"step": done, **samples(config, losses, tokenizer, vocabulary, opening, accelerator.device)}
             )
-            if (
-                accelerator.is_fsdp2
-            ):  # which leaves the outermost weights gathered, while the optimizer knows the shards
-                losses.reshard()
+            for module in losses.modules() if accelerator.is_fsdp2 else ():
+                if hasattr(module, "reshard"):  # weights are left gathered, and the optimizer knows their shards
+                    module.reshard()
             last_logged += time.time() - paused
         if done % config.save_every == 0 or is_end or stop_asked:
             state = {
                 "seconds": seconds_before + time.time() - started,
                 "environment": environment,
+                "samples": steps.samples_before(done),
                 "rows_sha256": link,
                 "seen": seen.state(),
                 "spikes": spikes.state(),
             }
-            score = last_score[1] if last_score and last_score[0] == done else None
             settle(checkpoints, config, accelerator)
             checkpoints.save(done, model, plain_optimizer, state, score, lambda: watch.plot(output, data.mixture))
         if stop_asked and not is_end:
-            checkpoints.wait()
+            settle(checkpoints, config, accelerator)
             raise UserError(f"stopped by a signal after step {done}, which is saved; go on with --resume")
         if done == stop_after:
             checkpoints.wait()
@@ -352,6 +361,7 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
     # ---- the end: `final/` and the manifest of the whole run
     if is_main:
         write_final(output, output / f"step_{steps.total}")
+        watch.plot(output, data.mixture)
         counts = {
             "num_parameters": num_parameters,
             "steps": steps.total,
@@ -366,9 +376,9 @@ def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
             shown = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
             print(f"pretrain: validation {lang}: {shown}")
         print(f"pretrain: done in {counts['training_seconds'] / 60:.1f} minutes; the model is {output / 'final'}")
+    accelerator.wait_for_everyone()
     if config.tracker:
         accelerator.end_training()
-    accelerator.wait_for_everyone()
     return output
 
 
@@ -420,6 +430,10 @@ def make_accelerator(config: PretrainConfig) -> Any:
                 "tensor parallelism with FSDP2 (tp_size and dp_shard_size above 1): this Accelerate prepares it with a "
                 "class that this transformers no longer has; use one of the two, or releases that fit"
             ) from error
+    if accelerator.mixed_precision == "fp16":
+        raise UserError(
+            "mixed_precision fp16: its loss scale is no part of a checkpoint, and its overflows would stop the run; give bf16"
+        )
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -462,7 +476,8 @@ def describe_environment(accelerator: Any) -> dict[str, Any]:
         "torch": torch.__version__,
         "num_processes": accelerator.num_processes,
         "num_threads": torch.get_num_threads(),
-        "device": str(accelerator.device.type),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else accelerator.device.type,
+        "compiled": str(accelerator.state.dynamo_plugin.backend.value).lower(),
         "mixed_precision": accelerator.mixed_precision,
         "layout": str(accelerator.distributed_type.value).lower(),
         "sizes": {name: size for name, size in layout._sizes.items() if size > 1} if layout is not None else {},
@@ -513,7 +528,12 @@ def build_model(config: PretrainConfig, model_config: Any, accelerator: Any, ini
     set_seed(config.seed)
     layout = accelerator.parallelism_config
     if config.init_from is not None and init:
-        model = model_class.from_pretrained(config.init_from, config=model_config, dtype=torch.float32)
+        model, found = model_class.from_pretrained(
+            config.init_from, config=model_config, dtype=torch.float32, output_loading_info=True
+        )
+        missing = sorted(name for name in found["missing_keys"] if name.startswith("model."))
+        if missing:
+            raise UserError(f"--init-from {config.init_from}: its weights lack {missing[0]}; give a whole model folder")
     else:
         with nullcontext() if init else no_init_weights():
             model = model_class(model_config)
@@ -608,14 +628,42 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked = 0
-        for name in (signal.SIGTERM, signal.SIGUSR1):
-            try:
-                signal.signal(name, self._ask)
-            except ValueError:  # not in the main thread
-                return
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():  # where alone Python takes signals
+            self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
     def _ask(self, *_: Any) -> None:
         self.asked = 1
+
+
+@contextmanager
+def alone_at(output: Path) -> Iterator[None]:
+    """Holds a lock beside the output, in the main process: two runs would write over each other.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    place = output.absolute().with_name(f".{output.name}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{output}: another process is at work there; wait for it or stop it") from error
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def write_final(output: Path, last: Path) -> None:
@@ -640,9 +688,13 @@ def is_finished(config: PretrainConfig) -> bool:
             raise UserError(
                 f"{output}: holds a finished run; choose another --output, or pass --resume to leave it as it is"
             )
-        changes(config, read_json(output / RUN_FILE))
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"pretrain: {output} is finished", flush=True)
+        changed = changes(config, read_json(output / RUN_FILE))
+        if changed:
+            raise UserError(
+                f"{output}: is finished, and {', '.join(changed)} cannot change any more; go on in another --output, with "
+                f"--branch-from one of its checkpoints"
+            )
+        print(f"pretrain: {output} is finished", flush=True)
         return True
     if output.exists() and any(output.iterdir()) and not config.resume:
         raise UserError(
@@ -694,56 +746,100 @@ class Start:
 
     step: int = 0
     checkpoint: Path | None = None
+    is_resumed: bool = False
+    """whether the checkpoint is the run's own"""
 
 
-def start_run(config: PretrainConfig, environment: dict[str, Any], is_main: bool) -> Start:
+def agreed_start(config: PretrainConfig, environment: dict[str, Any], steps: Steps, accelerator: Any) -> Start | None:
+    """Where all processes begin, as the main one finds it; None if the run is finished.
+
+    Raises:
+        UserError: what `is_finished` and `start_run` raise, in every process; or this one does not see the run.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    told: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told[0] = None if is_finished(config) else start_run(config, environment, steps)
+        except UserError as error:
+            told[1] = str(error)
+    start, problem = broadcast_object_list(told)
+    if problem:
+        raise UserError(problem)
+    if not (Path(config.output) / RUN_FILE).is_file():
+        raise UserError(
+            f"{config.output}: this process does not see what process 0 wrote there; all machines need one file system"
+        )
+    return start
+
+
+def start_run(config: PretrainConfig, environment: dict[str, Any], steps: Steps) -> Start:
     """Writes down what the run is, or checks that it is the same run; returns where to go on.
 
     Raises:
         UserError: --resume with other options or data than the run was started with and without leave; a --branch-from
-            that is no whole checkpoint, or of another model.
+            that is no whole checkpoint, or of another model; a checkpoint that these steps cannot go on from; or all
+            checkpoints are damaged.
     """
     from septet.modeling import checkpoint
 
     output = Path(config.output)
+    if config.init_from is not None and config.branch_from is not None:
+        raise UserError("--init-from and --branch-from: a branch has its weights from the checkpoint; give one of them")
     if not (output / RUN_FILE).is_file():
-        start = Start()
-        if config.branch_from is not None:
-            start = branch(config)
-        if is_main:
-            output.mkdir(parents=True, exist_ok=True)
-            run_file = {
-                "config": described(config),
-                "data_sha256": fingerprint(config.data),
-                "environment": environment,
-                "first_step": start.step,
-                "changes": [],
-            }
-            if start.checkpoint is not None:
-                run_file["first_rows_sha256"] = checkpoint.load_state(start.checkpoint)["rows_sha256"]
-            write_json(output / RUN_FILE, run_file)
+        start = Start() if config.branch_from is None else branch(config)
+        check_fits(start, steps)
+        output.mkdir(parents=True, exist_ok=True)
+        run_file = {
+            "config": described(config),
+            "data_sha256": fingerprint(config.data),
+            "environment": environment,
+            "first_step": start.step,
+            "changes": [],
+        }
+        if start.checkpoint is not None:
+            run_file["first_rows_sha256"] = checkpoint.load_state(start.checkpoint)["rows_sha256"]
+        write_json(output / RUN_FILE, run_file)
         return start
     before = read_json(output / RUN_FILE)
     changed = changes(config, before)
     newest = checkpoint.newest_whole(output)
-    start = Start(*newest) if newest else branch(config) if config.branch_from is not None else Start()
-    if is_main:
-        checkpoint.remove_leftovers(output)
-        if environment != before["environment"]:
-            pairs = {k: (before["environment"].get(k), v) for k, v in environment.items()}
-            pairs = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
-            print(
-                f"pretrain: the environment differs from the start ({pairs}): same samples, weights equal only nearly"
-            )
-        # A change from a step whose checkpoint was lost counts from the one that is gone back to.
-        earlier = [{**change, "step": min(change["step"], start.step)} for change in before["changes"]]
-        if changed:
-            print(f"pretrain: goes on with changes from step {start.step}: {changed}", flush=True)
-            earlier.append({"step": start.step, "changes": plain(changed)})
-        if earlier != before["changes"]:
-            now = {"config": described(config), "data_sha256": fingerprint(config.data), "changes": earlier}
-            write_json(output / RUN_FILE, {**before, **now})
+    start = Start(*newest, True) if newest else Start() if config.branch_from is None else branch(config)
+    check_fits(start, steps)
+    checkpoint.clear_way(output, start.step)
+    if environment != before["environment"]:
+        pairs = {k: (before["environment"].get(k), v) for k, v in environment.items()}
+        pairs = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+        print(f"pretrain: the environment differs from the start ({pairs}): same samples, weights equal only nearly")
+    # A change from a step whose checkpoint was lost counts from the one that is gone back to.
+    earlier = [{**change, "step": min(change["step"], start.step)} for change in before["changes"]]
+    if changed:
+        print(f"pretrain: goes on with changes from step {start.step}: {changed}", flush=True)
+        earlier.append({"step": start.step, "changes": plain(changed)})
+    if earlier != before["changes"]:
+        now = {"config": described(config), "data_sha256": fingerprint(config.data), "changes": earlier}
+        write_json(output / RUN_FILE, {**before, **now})
     return start
+
+
+def check_fits(start: Start, steps: Steps) -> None:
+    """Raises a `UserError` where a run of these steps cannot go on from a checkpoint."""
+    from septet.modeling.checkpoint import load_state
+
+    if start.checkpoint is None:
+        return
+    if start.step > steps.total or (start.step == steps.total and not start.is_resumed):
+        raise UserError(
+            f"the run is to have {steps.total:,} steps, and {start.checkpoint} is at step {start.step:,}; give more --steps "
+            "or --tokens: they count from the start of the run that the checkpoint belongs to"
+        )
+    read = load_state(start.checkpoint)["samples"]
+    if read != steps.samples_before(start.step):
+        raise UserError(
+            f"{start.checkpoint}: has read {read:,} sequences, and these options make it "
+            f"{steps.samples_before(start.step):,}; a batch changes from a step on by --batch-schedule"
+        )
 
 
 def branch(config: PretrainConfig) -> Start:
@@ -767,12 +863,7 @@ def branch(config: PretrainConfig) -> Start:
             raise UserError(
                 f"--branch-from {path}: has {key} {manifest['config'][key]}, now {getattr(config, key)}; give the same"
             )
-    step = manifest["counts"]["step"]
-    if config.steps is not None and config.steps <= step:
-        raise UserError(
-            f"--steps {config.steps}: counts from the start of the run that {path} belongs to, which is at {step}; give more"
-        )
-    return Start(step, path)
+    return Start(manifest["counts"]["step"], path)
 
 
 def finish_run(output: Path, config: PretrainConfig, counts: dict[str, Any]) -> None:

@@ -13,6 +13,28 @@ from typing import Any
 
 from septet.data.errors import UserError
 
+# What the options of a run may be: least and largest.
+_BOUNDS = {
+    "tokens_per_step": (1, math.inf),
+    "micro_batch_size": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "warmup_share": (0, 1),
+    "decay_share": (0, 1),
+    "weight_decay": (0, math.inf),
+    "max_gradient_norm": (0, math.inf),
+    "mask_probability": (0.01, 0.99),
+    "joint_causal_share": (0, 1),
+    "z_loss_weight": (0, math.inf),
+    "spike_threshold": (1, math.inf),
+    "save_every": (1, math.inf),
+    "keep": (1, math.inf),
+    "keep_every": (0, math.inf),
+    "validate_every": (1, math.inf),
+    "validation_sequences": (1, math.inf),
+    "log_every": (1, math.inf),
+}
+_LEAST_LENGTH = 16  # tokens of the shortest sequences that a schedule may ask for
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -72,27 +94,29 @@ def plan_steps(config: Any, packed_length: int, num_readers: int) -> Steps:
     """
     if (config.steps is None) == (config.tokens is None):
         raise UserError("give exactly one of --steps and --tokens: how long to train")
-    for name in ("tokens_per_step", "micro_batch_size", "save_every", "log_every", "validate_every", "keep"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}; it must be at least 1")
+    for name, (low, high) in _BOUNDS.items():
+        if not low <= getattr(config, name) <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name):g}; it must be {allowed}")
     if config.objective == "joint" and config.micro_batch_size < 2:
         raise UserError("--micro-batch-size 1; joint splits each micro-batch between two readings; give at least 2")
     batches = _schedule("batch-schedule", config.batch_schedule, config.tokens_per_step)
     lengths = _schedule("length-schedule", config.length_schedule, packed_length)
     for _, length in lengths:
-        if packed_length % length:
-            divisors = [n for n in range(16, packed_length + 1) if packed_length % n == 0]
+        if packed_length % length or length < min(_LEAST_LENGTH, packed_length):
+            divisors = [n for n in range(_LEAST_LENGTH, packed_length + 1) if packed_length % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - length), default=packed_length)
             raise UserError(
-                f"--length-schedule {length}: does not divide the packed sequences of {packed_length} tokens, which are "
-                f"cut into pieces; the nearest that does: {nearest}"
+                f"--length-schedule {length}: packed sequences of {packed_length} tokens are cut into equal pieces of at "
+                f"least {_LEAST_LENGTH}; the nearest that does: {nearest}"
             )
     unit = config.micro_batch_size * packed_length * num_readers
-    for _, tokens in batches:
+    for first, tokens in batches:
         if tokens % unit:
             nearest = max(1, round(tokens / unit)) * unit
+            flag = f"--batch-schedule {first}" if config.batch_schedule else "--tokens-per-step"
             raise UserError(
-                f"--tokens-per-step {tokens:,} is not a multiple of micro batch × sequence length × processes = "
+                f"{flag} {tokens:,} is not a multiple of micro batch × sequence length × processes = "
                 f"{config.micro_batch_size} × {packed_length} × {num_readers} = {unit:,}; the nearest that is: {nearest:,}"
             )
     per_micro_batch = config.micro_batch_size * packed_length

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from septet.data.errors import UserError
 from septet.data.manifest import read_json, read_manifest, write_json
 from septet.modeling import checkpoint
-from septet.modeling.pretrain import PretrainConfig, run
+from septet.modeling.pretrain import PretrainConfig, alone_at, run
 from septet.modeling.steps import plan_steps
 from septet.modeling.watch import MetricsFile, Spikes
 
@@ -137,6 +137,8 @@ def test_a_run_is_not_mixed_with_another(undisturbed: Path, packed: Path, tmp_pa
         run(options(packed, undisturbed, resume=True, learning_rate=0.1))
     with pytest.raises(UserError, match="--allow-changes lerning_rate: is no option"):
         run(options(packed, undisturbed, resume=True, allow_changes=("lerning_rate",)))
+    with pytest.raises(UserError, match="is finished, and steps cannot change any more"):
+        run(options(packed, undisturbed, resume=True, steps=9, allow_changes=("steps",)))
     (tmp_path / "something").write_text("mine")
     with pytest.raises(UserError, match="holds a run or other files"):
         run(options(packed, tmp_path))
@@ -167,6 +169,39 @@ def test_a_change_is_made_where_it_is_allowed_and_written_down(undisturbed: Path
     assert rows[4] == pytest.approx(3e-3) and rows[5] == pytest.approx(1e-3)
 
 
+def test_a_run_is_not_cut_below_what_it_has_done(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
+    output = unfinished(undisturbed, tmp_path / "cut")
+    with pytest.raises(UserError, match=r"is to have 3 steps, and .*step_4 is at step 4"):
+        run(options(packed, output, resume=True, steps=3, allow_changes=("steps",)))
+    change = {"tokens_per_step": 1024, "allow_changes": ("tokens_per_step", "batch_schedule")}
+    with pytest.raises(UserError, match=r"has read 32 sequences, and these options make it 64; .*--batch-schedule"):
+        run(options(packed, output, resume=True, **change))
+    run(options(packed, output, resume=True, batch_schedule={0: 512, 4: 1024}, **change))
+    rows = [row for row in MetricsFile(output, 8, enabled=False).rows() if "loss" in row]
+    assert rows[-1]["tokens"] == 4 * 512 + 4 * 1024
+    assert sum(rows[-1]["seen"].values()) * 64 == rows[-1]["tokens"]
+
+
+def test_damaged_checkpoints_do_not_push_out_the_whole_one(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
+    output = unfinished(undisturbed, tmp_path / "damaged", step=6)
+    with open(output / "step_6" / "model.safetensors", "ab") as file:
+        file.write(b"more")
+    run(options(packed, output, resume=True, keep=1, save_every=5))
+    assert [step for step, _ in checkpoint.checkpoints(output)] == [8]
+    assert [path.name.split(".")[0] for path in output.glob("damaged_*")] == ["damaged_step_6"]
+    output = unfinished(undisturbed, tmp_path / "lost")
+    (output / "step_4" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="all of its checkpoints are damaged"):
+        run(options(packed, output, resume=True))
+
+
+def test_one_run_at_a_time(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
+    output = unfinished(undisturbed, tmp_path / "shared")
+    with alone_at(output), pytest.raises(UserError, match="another process is at work there"):
+        run(options(packed, output, resume=True))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_changed_data_is_named_and_needs_leave(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
     output = unfinished(undisturbed, tmp_path / "other")
     other = tmp_path / "packed"
@@ -194,10 +229,10 @@ def test_a_decay_is_started_from_a_checkpoint_of_another_run(undisturbed: Path, 
     assert rows[1]["learning_rate"] == pytest.approx(1.5e-3)
     with pytest.raises(UserError, match="has objective joint, now causal"):
         run(options(packed, tmp_path / "no", branch_from=start, objective="causal"))
-    with pytest.raises(UserError, match="counts from the start of the run"):
-        run(options(packed, tmp_path / "no", branch_from=start, steps=4))
     with pytest.raises(UserError, match="is no checkpoint of a run"):
         run(options(packed, tmp_path / "no", branch_from=undisturbed / "final"))
+    with pytest.raises(UserError, match=r"is to have 4 steps, and .*step_4 is at step 4; give more"):
+        run(options(packed, tmp_path / "no", branch_from=start, steps=4))
     assert not (tmp_path / "no").exists()
 
 
@@ -309,7 +344,10 @@ def test_a_spike_is_logged_with_its_batch_and_skipped(packed: Path, tmp_path: Pa
         ({"tokens": 9}, "exactly one of --steps and --tokens"),
         ({"micro_batch_size": 1}, "at least 2"),
         ({"steps": 0}, "at least 1"),
-        ({"length_schedule": {0: 24}}, "does not divide the packed sequences of 64 tokens.*: 16|does not divide.*: 32"),
+        ({"length_schedule": {0: 24}}, "packed sequences of 64 tokens are cut into equal pieces of at least 16.*: 16"),
+        ({"length_schedule": {0: 8}}, "at least 16; the nearest that does: 16"),
+        ({"max_gradient_norm": -1.0}, "--max-gradient-norm -1; it must be at least 0"),
+        ({"warmup_share": 2.0}, "between 0 and 1"),
         ({"batch_schedule": {3: 500}}, "500 is not a multiple"),
         ({"batch_schedule": {-1: 512}}, "steps count from 0"),
     ],

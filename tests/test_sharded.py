@@ -90,18 +90,18 @@ def test_a_sharded_checkpoint_goes_on_with_another_number_of_ranks(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "sizes"),
-    [(4, {"dp_replicate_size": 2, "dp_shard_size": 2}), (2, {"tp_size": 2})],
+    ("ranks", "sizes", "learning_rate", "nsp_tolerance"),
+    [
+        (4, {"dp_replicate_size": 2, "dp_shard_size": 2}, 3e-3, 1e-4),
+        (2, {"tp_size": 2}, 3e-4, 1e-3),  # its products round otherwise, which Adam's first steps amplify
+    ],
     ids=["hsdp", "tensor parallel"],
 )
 def test_other_layouts_give_one_process_losses(
-    packed: Path, one: Path, tmp_path: Path, ranks: int, sizes: dict
+    packed: Path, tmp_path: Path, ranks: int, sizes: dict[str, int], learning_rate: float, nsp_tolerance: float
 ) -> None:
-    output = tmp_path / "run"
-    wanted = config(packed, output)
-    if ranks == 4:  # 8 sequences of 64 tokens for 4 ranks
-        wanted = pretraining.options(packed, output, steps=4, tokens_per_step=512, micro_batch_size=2, validate_every=2)
-        one = tmp_path / "one"
-        launch(pretraining.options(packed, one, steps=4, tokens_per_step=512, micro_batch_size=2, validate_every=2), 1)
-    launch(wanted, ranks, **sizes)
-    assert_same_losses(output, one, 1e-3 if "tp_size" in sizes else 1e-4)
+    given = {"steps": 4, "tokens_per_step": 512, "micro_batch_size": 2, "validate_every": 2}
+    for folder, number in (("one", 1), ("many", ranks)):
+        config = pretraining.options(packed, tmp_path / folder, learning_rate=learning_rate, **given)
+        launch(config, number, **sizes)
+    assert_same_losses(tmp_path / "many", tmp_path / "one", nsp_tolerance)
