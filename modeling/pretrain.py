@@ -4,8 +4,8 @@
         --preset nano --data build/packed --output runs/pretrain --objective joint --steps 400
 
 The batch is stated in tokens. A run that was stopped, however it was stopped, goes on with --resume and ends with the
-same weights, byte for byte, on the same number of processes, threads and torch build; on another number it reads the
-same samples in the same order, and its losses agree to rounding.
+same weights, byte for byte, on the same number of processes, threads and torch build (on a GPU as far as its kernels add
+in a fixed order); on another number it reads the same samples in the same order, and its losses agree to rounding.
 """
 
 from __future__ import annotations
