@@ -95,7 +95,7 @@ def test_a_late_step_is_found_without_the_steps_before_it() -> None:
         ({"length_schedule": {3: 0}}, "--length-schedule 3 0; steps count from 0 and values from 1"),
         (
             {"length_schedule": {3: 48}},
-            r"--length-schedule 48: does not divide .* 64 tokens.*the nearest that does: 32",
+            r"--length-schedule 48: packed sequences of 64 tokens are cut .*the nearest that does: 32",
         ),
     ],
 )
