@@ -190,6 +190,21 @@ def digests_of(inputs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
+def held(lock_file: Path, busy: str) -> Iterator[None]:
+    """Holds a lock while the block runs; a process that is killed lets it go.
+
+    Raises:
+        UserError: another process holds it; `busy` is the message.
+    """
+    with open(lock_file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield
+
+
+@contextmanager
 def work_folder(
     output: Path, stage: str, config: Any, digests: Mapping[str, Mapping[str, str]]
 ) -> Iterator[tuple[Path, float]]:
@@ -207,13 +222,8 @@ def work_folder(
     started, before = time.time(), 0.0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{output}: another process is making it (in {folder}); one can at a time; wait for it or stop it"
-                ) from error
+        busy = f"{output}: another process is making it (in {folder}); one can at a time; wait for it or stop it"
+        with held(folder / "lock", busy):
             if not (folder / "identity.json").is_file() or read_json(folder / "identity.json")["identity"] != same:
                 (folder / "identity.json").unlink(missing_ok=True)  # first: what follows is half a folder
                 for entry in folder.iterdir():

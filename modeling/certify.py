@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from septet.modeling.steps import Steps
 
 CERTIFICATE_FILE = "certificate.json"
-OPTIMIZER_FOLDER, STATE_FILE = "optimizer", "training_state.json"  # as `checkpoint` has them, which imports torch
 RANDOM_STATE = "there is none to keep: batch, masks and dropout are functions of (seed, step, micro-batch)"
 SAMPLES_AT_ONCE = 1 << 16
 # What decides which rows a step reads; nothing else does.
@@ -61,8 +60,8 @@ def run(config: CertifyConfig) -> Path:
         UserError: not a run, a run without a whole step, other data than it was started with, a replay that cannot be
             made, or something that does not hold; there is no certificate then.
     """
-    from septet.modeling.checkpoint import checkpoints, load_state
-    from septet.modeling.pretrain import RUN_FILE
+    from septet.modeling.checkpoint import STATE_FILE, checkpoints, load_state
+    from septet.modeling.start import RUN_FILE
     from septet.modeling.watch import METRICS_FILE, SPIKES_FILE, MetricsFile
 
     directory = config.run_directory
@@ -275,12 +274,7 @@ class Epochs:
     """
 
     def __init__(self, data: PackedDataset):
-        import numpy as np
-
-        self.rows = data.sources
-        self.source_of_row = np.empty(len(data), dtype=np.int32)
-        for index, members in enumerate(self.rows.values()):
-            self.source_of_row[members] = index
+        self.rows, self.source_of_row = data.sources, data.source_of_row
         self.samples, self.lost, self.repeated = (dict.fromkeys(self.rows, 0) for _ in range(3))
         self.enter(dict.fromkeys(self.rows, 0.0))
 
@@ -405,6 +399,8 @@ def tensor_lines(folder: Path, part: str) -> dict[str, str]:
     import torch
     from safetensors import safe_open
 
+    from septet.modeling.checkpoint import OPTIMIZER_FOLDER
+
     pattern = "model*.safetensors" if part == "weights" else f"{OPTIMIZER_FOLDER}/*.safetensors"
     shards: dict[str, list[tuple[Path, list[int]]]] = {}
     for path in sorted(folder.glob(pattern)):
@@ -464,11 +460,12 @@ def replay(directory: Path, place: Path, start: int, end: int) -> dict[str, int]
     from accelerate import Accelerator
 
     from septet.modeling import pretrain
-    from septet.modeling.checkpoint import load_state
+    from septet.modeling.checkpoint import STATE_FILE, load_state
+    from septet.modeling.machine import describe_environment
 
     wanted, again = directory / f"step_{end}", directory / ".replay"
     manifest, state, accelerator = read_json(wanted / FILE_NAME), load_state(wanted), Accelerator()
-    environment = pretrain.describe_environment(accelerator)
+    environment = describe_environment(accelerator)
     for name, then in state["environment"].items():
         if environment.get(name) != then:
             raise UserError(

@@ -50,16 +50,13 @@ class Checkpoints:
 
     Args:
         run: the run's directory.
-        keep: how many of the newest stay; besides them every `keep_every`-th step (0: none) and, with `keep_best`, the
-            one with the lowest held-out loss.
-        config: of the run, for the manifests.
+        config: the run's `PretrainConfig`: for the manifests, and for which checkpoints stay (see `rotate`).
     """
 
-    def __init__(self, run: Path, tokenizer: Any, config: Any, keep: int, keep_every: int, keep_best: bool):
+    def __init__(self, run: Path, tokenizer: Any, config: Any):
         import torch.distributed as dist
 
         self.run, self.tokenizer, self.config = Path(run), tokenizer, config
-        self.keep, self.keep_every, self.keep_best = keep, keep_every, keep_best
         self.many = dist.is_initialized() and dist.get_world_size() > 1
         self.is_main = not self.many or dist.get_rank() == 0
         # The threads talk among themselves, beside the training's own collectives.
@@ -76,7 +73,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
         score: float | None,
-        after: Callable[[], None],
+        after: Callable[[], None] | None,
     ) -> None:
         """Copies the tensors and has `step_<step>` written; all processes call it together.
 
@@ -99,10 +96,7 @@ class Checkpoints:
             }
             for tensors in (plain_names(model), optimizer_tensors(model, optimizer))
         )
-        is_sharded = any(hasattr(tensor, "to_local") for tensor in plain_names(model).values())
-        self._thread = threading.Thread(
-            target=self._write, args=(step, model, weights, moments, is_sharded, state, score, after)
-        )
+        self._thread = threading.Thread(target=self._write, args=(step, model, weights, moments, state, score, after))
         self._thread.daemon = True  # with another process dead it would wait for ever
         self._thread.start()
         self.stalled_seconds += time.time() - started
@@ -128,16 +122,15 @@ class Checkpoints:
         model: Any,
         weights: dict[str, torch.Tensor],
         moments: dict[str, torch.Tensor],
-        is_sharded: bool,
         state: dict[str, Any],
         score: float | None,
-        after: Callable[[], None],
+        after: Callable[[], None] | None,
     ) -> None:
         started = time.time()
         aside, place = self.run / f".step_{step}.tmp", self.run / f"step_{step}"
         try:
             self._together(lambda: self._begin(aside, model, step, state), main_only=True)
-            if is_sharded:
+            if any(hasattr(tensor, "to_local") for tensor in weights.values()):
                 self._together(lambda: write_sharded_weights(weights, aside, self.is_main, self.group))
             else:
                 self._together(lambda: write_weights(weights, aside), main_only=True)
@@ -151,7 +144,7 @@ class Checkpoints:
                 "checkpoints are untouched, and the same command with --resume goes on from the newest"
             )
             return
-        if self.is_main:
+        if self.is_main and after is not None:
             try:
                 after()
             except Exception as error:  # the checkpoint is there
@@ -168,7 +161,7 @@ class Checkpoints:
             shutil.copymode(aside / "config.json", file)
         write_manifest(aside, STAGE, self.config, {}, {"step": step, "loss": score}, time.time() - started)
         replace_directory(aside, place)
-        rotate(self.run, self.keep, self.keep_every, self.keep_best)
+        rotate(self.run, self.config.keep, self.config.keep_every, self.config.keep_best)
 
     def _together(self, work: Any, main_only: bool = False) -> None:
         """Does a part of a save in every process, or in the main one; where it fails in one it fails in all."""
@@ -222,13 +215,24 @@ def save_description(model: Any, tokenizer: Any, directory: Path) -> None:
     from septet.modeling import register
 
     register()
-    model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    model.config.architectures = [type(model).__name__]
     model.config.dtype = "float32"
     custom_object_save(model, directory, config=model.config)
     model.config.save_pretrained(directory)
     if model.can_generate():
         model.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def write_final(output: Path, last: Path) -> None:
+    """`final/`: the last checkpoint without what only training needs."""
+    aside = output / ".final.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for file in last.iterdir():
+        if file.name not in (OPTIMIZER_FOLDER, STATE_FILE, FILE_NAME):
+            shutil.copy2(file, aside / file.name)
+    replace_directory(aside, output / "final")
 
 
 def write_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:

@@ -32,6 +32,9 @@ OBJECTIVES: dict[str, tuple[str, list[str]]] = {
     ),
 }
 
+# objective -> its losses
+LOSSES = {"causal": ("causal",), "mlm": ("mlm",), "mlm_nsp": ("mlm", "nsp"), "joint": ("causal", "mlm", "nsp")}
+
 # Where a sentence ends, in English, French and Chinese; `end` stands where it does, and the next one begins after the
 # space that follows. Measured on novels, manuals and chronicles: of 50 cuts a language, read by eye, none was wrong.
 # sentencex 1.0.32, the best library found and as fast, makes some 900 cuts of its own beside 6,000 to 7,600 common ones

@@ -301,14 +301,22 @@ def optimizer_state_bytes(optimizer: str, model: Any) -> int:
     return total
 
 
-def training_flops_per_token(shape: Any, sequence_length: int, objective: str = "causal") -> int:
+def training_flops_per_token(
+    shape: Any,
+    sequence_length: int,
+    objective: str = "causal",
+    mask_probability: float = MASK_PROBABILITY,
+    joint_causal_share: float = 0.5,
+) -> float:
     """Forward and backward pass: 6 a weight that multiplies (the input embedding does not), and attention.
 
-    The head multiplies where there is a target. Attention is the whole square, since the mask of packed documents hides
+    The head multiplies at targets alone: at every place of a sequence that is read causally, at `mask_probability` of the
+    places of one that is masked. Recomputation is not counted. Attention is the whole square, since the mask of packed documents hides
     but saves nothing (Chowdhery et al. 2022, PaLM, appendix B).
     """
-    share = {"causal": 1.0, "joint": (1 + MASK_PROBABILITY) / 2}.get(objective, MASK_PROBABILITY)
-    weights = _layer_matrices(shape) + round(share * shape.vocab_size * shape.hidden_size)
+    causal = {"causal": 1.0, "joint": joint_causal_share}.get(objective, 0.0)
+    targets = causal + (1 - causal) * mask_probability
+    weights = _layer_matrices(shape) + targets * shape.vocab_size * shape.hidden_size
     return 6 * weights + 3 * _attention_flops(shape, sequence_length)
 
 

@@ -10,27 +10,24 @@ in a fixed order); on another number it reads the same samples in the same order
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import FILE_NAME, fingerprint, identity, plain, read_json, write_json, write_manifest
-from septet.modeling.steps import Steps, plan_steps
-
-RUN_FILE = "run.json"
-SAMPLE_TOKENS = 24
+from septet.data.manifest import identity, read_json
+from septet.modeling.machine import Readers, StopSignal, describe_environment, make_accelerator
+from septet.modeling.start import agreed_start, alone_at, finish_run, is_finished
+from septet.modeling.steps import plan_steps
+from septet.modeling.validation import samples, validate
 
 
 @dataclass(frozen=True)
@@ -120,13 +117,6 @@ class PretrainConfig:
     """with --resume: options that may differ from the run's start, as in `--allow-changes learning_rate data`"""
 
 
-# What may differ when a run goes on: none of it changes the weights.
-_FREE = (
-    "save_every", "keep", "keep_every", "keep_best", "on_save_error", "validate_every", "validation_sequences",
-    "log_every", "tracker", "activation_checkpointing", "allow_changes",
-)  # fmt: skip
-
-
 def run(config: PretrainConfig, stop_after: int | None = None) -> Path:
     """Trains to the end and leaves `final/`; returns the run's directory.
 
@@ -156,9 +146,18 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
     from septet.data.pack import load_tokenizer, token_byte_lengths
     from septet.data.packed import PackedDataset
     from septet.modeling import keep_freed_memory, watch
-    from septet.modeling.checkpoint import Checkpoints, load_optimizer, load_state, load_tensors, plain_names
+    from septet.modeling.checkpoint import (
+        Checkpoints,
+        load_optimizer,
+        load_state,
+        load_tensors,
+        plain_names,
+        write_final,
+    )
     from septet.modeling.objectives import PretrainingLosses, Vocabulary, make_inputs
     from septet.modeling.optim import make_optimizer, make_schedule, set_step
+    from septet.modeling.pictures import draw
+    from septet.modeling.plan import training_flops_per_token
 
     keep_freed_memory()
     logging.set_verbosity_error()
@@ -190,7 +189,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
     plain_optimizer = getattr(optimizer, "optimizer", optimizer)
 
     # ---- where it starts
-    done_steps, link, seconds_before = 0, fingerprint(config.data), 0.0
+    done_steps, link, seconds_before = 0, data.fingerprint, 0.0
     spikes, seen = watch.Spikes(config.spike_threshold), watch.SeenSources(data)
     if start.checkpoint is not None:
         done_steps, state = start.step, load_state(start.checkpoint)
@@ -202,7 +201,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
         spikes.load(state["spikes"])
         seen.load(state["seen"])
         accelerator.print(f"pretrain: going on from {start.checkpoint}")
-    checkpoints = Checkpoints(output, tokenizer, config, config.keep, config.keep_every, config.keep_best)
+    checkpoints = Checkpoints(output, tokenizer, config)
     vocabulary = Vocabulary.of(tokenizer)
     byte_lengths = torch.tensor(token_byte_lengths(tokenizer), device=accelerator.device)
     validation = PackedDataset(config.data, "validation", seed=config.seed)
@@ -218,7 +217,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
         )
 
     flops_per_token = cache(
-        lambda length: watch.flops_per_token(
+        lambda length: training_flops_per_token(
             model.config, length, config.objective, config.mask_probability, config.joint_causal_share
         )
     )
@@ -246,10 +245,10 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
     for step in range(done_steps, steps.total):
         losses.train()
         # Micro-batch m of step n holds the same samples, masks and dropout whoever computes it.
-        mine, read = [], np.zeros(steps.samples(step), dtype=np.int64)
+        mine, read, before = [], np.zeros(steps.samples(step), dtype=np.int64), steps.samples_before(step)
         for m in range(readers.rank, steps.micro_batches(step), readers.count):
             places = m * config.micro_batch_size + np.arange(config.micro_batch_size)
-            batch = data.batch(steps.samples_before(step) + places)
+            batch = data.batch(before + places)
             read[places] = batch.rows
             generator = np.random.default_rng([config.seed, step, m])
             arguments = (vocabulary, generator, config.mask_probability, config.joint_causal_share)
@@ -288,9 +287,8 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
         if spike:
             loss, sources = sum(means.values()), seen.of(rows)
             spike_log.write(watch.spike_row(step + 1, spike, loss, norm, rows, sources, config.skip_spikes))
-        learning_rate = (
-            config.learning_rate * schedule.get_last_lr()[0] / schedule.base_lrs[0]
-        )  # roles have shares of it
+        # Each role has a rate of its own, and all go through the same shares of them.
+        learning_rate = config.learning_rate * schedule.get_last_lr()[0] / schedule.base_lrs[0]
         if not (spike and config.skip_spikes):
             optimizer.step()
         schedule.step()
@@ -348,7 +346,8 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
                 "spikes": spikes.state(),
             }
             settle(checkpoints, config, accelerator)
-            checkpoints.save(done, model, plain_optimizer, state, score, lambda: watch.plot(output, data.mixture))
+            after = None if is_end else partial(draw, output, data.mixture)  # the end draws by itself
+            checkpoints.save(done, model, plain_optimizer, state, score, after)
         if stop_asked and not is_end:
             settle(checkpoints, config, accelerator)
             raise UserError(f"stopped by a signal after step {done}, which is saved; go on with --resume")
@@ -361,7 +360,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
     # ---- the end: `final/` and the manifest of the whole run
     if is_main:
         write_final(output, output / f"step_{steps.total}")
-        watch.plot(output, data.mixture)
+        draw(output, data.mixture)
         counts = {
             "num_parameters": num_parameters,
             "steps": steps.total,
@@ -380,108 +379,6 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
     if config.tracker:
         accelerator.end_training()
     return output
-
-
-def make_accelerator(config: PretrainConfig) -> Any:
-    """Accelerate's state of this process, as the machine file says.
-
-    Raises:
-        UserError: the file asks for what the loop cannot do.
-    """
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import AORecipeKwargs, DistributedType
-
-    handlers = []
-    if (
-        os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8"
-        and os.environ.get("ACCELERATE_FP8_BACKEND", "").upper() == "AO"
-    ):
-        # The layers' products alone: the loss reads the head's weight itself.
-        handlers.append(AORecipeKwargs(module_filter_func=lambda module, name: ".layers." in name))
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        log_with=config.tracker,
-        project_dir=config.output if config.tracker else None,
-        kwargs_handlers=handlers,
-    )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != accelerator.num_processes:
-        raise UserError(
-            f"{asked} processes were started, and each of them is alone: Accelerate does not see the machine file's "
-            f"devices; check `accelerate env`, or launch one process"
-        )
-    layout = accelerator.parallelism_config
-    if layout is not None and layout.cp_size * layout.sp_size > 1:
-        raise UserError(
-            "context parallelism (cp_size, sp_size above 1): packed documents are read under a mask, which ring "
-            "attention does not take; use FSDP2 with --activation-checkpointing, or shorter sequences"
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise UserError(
-            "DeepSpeed: its partitioned weights are not in torch's distributed checkpoints, which exact resume needs; "
-            "FSDP2 shards the same three things (accelerate_configs/fsdp2_8gpu.yaml)"
-        )
-    if layout is not None and layout.tp_enabled and accelerator.is_fsdp2:
-        try:
-            from transformers.integrations.tensor_parallel import ReplicateParallel  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                "tensor parallelism with FSDP2 (tp_size and dp_shard_size above 1): this Accelerate prepares it with a "
-                "class that this transformers no longer has; use one of the two, or releases that fit"
-            ) from error
-    if accelerator.mixed_precision == "fp16":
-        raise UserError(
-            "mixed_precision fp16: its loss scale is no part of a checkpoint, and its overflows would stop the run; give bf16"
-        )
-    if accelerator.is_fsdp2:
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        plugin = accelerator.state.fsdp_plugin
-        if plugin.activation_checkpointing:
-            raise UserError(
-                "fsdp_activation_checkpointing draws new dropout masks when it computes a layer again; leave it out of the "
-                "machine file, and pass --activation-checkpointing"
-            )
-        if accelerator.mixed_precision == "bf16":  # Accelerate's own policy adds gradients up in bfloat16 too
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-    return accelerator
-
-
-@dataclass(frozen=True)
-class Readers:
-    """Which processes read which samples: those that share matrices (tensor parallelism) read the same ones."""
-
-    count: int
-    """how many read different samples"""
-    rank: int
-    """which of them this process is"""
-    speaks: bool
-    """whether this process is the one to count its samples; one of those that read the same"""
-
-    @classmethod
-    def of(cls, accelerator: Any) -> Readers:
-        layout = accelerator.parallelism_config
-        shared = layout.non_data_parallel_size if layout is not None else 1
-        rank, place = divmod(accelerator.process_index, shared)
-        return cls(accelerator.num_processes // shared, rank, place == 0)
-
-
-def describe_environment(accelerator: Any) -> dict[str, Any]:
-    """What must be the same for weights that are the same byte for byte."""
-    import torch
-
-    layout = accelerator.parallelism_config
-    return {
-        "torch": torch.__version__,
-        "num_processes": accelerator.num_processes,
-        "num_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else accelerator.device.type,
-        "compiled": str(accelerator.state.dynamo_plugin.backend.value).lower(),
-        "mixed_precision": accelerator.mixed_precision,
-        "layout": str(accelerator.distributed_type.value).lower(),
-        "sizes": {name: size for name, size in layout._sizes.items() if size > 1} if layout is not None else {},
-    }
 
 
 def describe_model(config: PretrainConfig, data: Any) -> Any:
@@ -621,335 +518,6 @@ def settle(checkpoints: Any, config: PretrainConfig, accelerator: Any) -> None:
         if config.on_save_error == "stop":
             raise
         accelerator.print(f"pretrain: {error}; the run goes on")
-
-
-class StopSignal:
-    """Set by SIGTERM and SIGUSR1, as schedulers send them before they kill: the run saves and stops after the step."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # where alone Python takes signals
-            self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGUSR1)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = 1
-
-
-@contextmanager
-def alone_at(output: Path) -> Iterator[None]:
-    """Holds a lock beside the output, in the main process: two runs would write over each other.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    if int(os.environ.get("RANK", "0")):
-        yield
-        return
-    place = output.absolute().with_name(f".{output.name}.lock")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with open(place, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{output}: another process is at work there; wait for it or stop it") from error
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
-
-
-def write_final(output: Path, last: Path) -> None:
-    """`final/`: the last checkpoint without what only training needs."""
-    from septet.data.manifest import replace_directory
-    from septet.modeling.checkpoint import OPTIMIZER_FOLDER, STATE_FILE
-
-    aside = output / ".final.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for file in last.iterdir():
-        if file.name not in (OPTIMIZER_FOLDER, STATE_FILE, FILE_NAME):
-            shutil.copy2(file, aside / file.name)
-    replace_directory(aside, output / "final")
-
-
-def is_finished(config: PretrainConfig) -> bool:
-    """Whether `output` holds this run, finished; with --resume that is said and fine, without it refused."""
-    output = Path(config.output)
-    if (output / FILE_NAME).is_file():
-        if not config.resume:
-            raise UserError(
-                f"{output}: holds a finished run; choose another --output, or pass --resume to leave it as it is"
-            )
-        changed = changes(config, read_json(output / RUN_FILE))
-        if changed:
-            raise UserError(
-                f"{output}: is finished, and {', '.join(changed)} cannot change any more; go on in another --output, with "
-                f"--branch-from one of its checkpoints"
-            )
-        print(f"pretrain: {output} is finished", flush=True)
-        return True
-    if output.exists() and any(output.iterdir()) and not config.resume:
-        raise UserError(
-            f"{output}: holds a run or other files; choose another --output, or pass --resume to go on with it"
-        )
-    return False
-
-
-def described(config: PretrainConfig) -> dict[str, Any]:
-    """The options that decide the weights."""
-    return {key: value for key, value in identity(config).items() if key not in _FREE}
-
-
-def changes(config: PretrainConfig, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs from the run's start, as name -> (then, now), all of it allowed by --allow-changes.
-
-    Raises:
-        UserError: the first option, or the data, that differ without leave; or an option that there is not.
-    """
-    now, then = described(config), before["config"]
-    unknown = [name for name in config.allow_changes if name not in now]
-    if unknown:
-        raise UserError(
-            f"--allow-changes {unknown[0]}: is no option that a run is held to; those are {', '.join(sorted(now))}"
-        )
-    found = {key: (then.get(key), now.get(key)) for key in sorted(now) if now.get(key) != then.get(key)}
-    found.pop("data", None)  # the same set may lie elsewhere
-    digest = fingerprint(config.data)
-    if digest != before["data_sha256"]:
-        found["data"] = (before["data_sha256"], digest)
-    for key, (old, new) in found.items():
-        if key in config.allow_changes:
-            continue
-        if key == "data":
-            raise UserError(
-                f"{config.data}: has changed since {config.output} was started (sha256 {old[:12]} then, {new[:12]} now); "
-                "give the old data, choose another --output, or pass --allow-changes data"
-            )
-        raise UserError(
-            f"{config.output}: was started with {key} = {old!r}, now {new!r}; go on with the old value, choose another "
-            f"--output, or pass --allow-changes {key}"
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins in this process."""
-
-    step: int = 0
-    checkpoint: Path | None = None
-    is_resumed: bool = False
-    """whether the checkpoint is the run's own"""
-
-
-def agreed_start(config: PretrainConfig, environment: dict[str, Any], steps: Steps, accelerator: Any) -> Start | None:
-    """Where all processes begin, as the main one finds it; None if the run is finished.
-
-    Raises:
-        UserError: what `is_finished` and `start_run` raise, in every process; or this one does not see the run.
-    """
-    from accelerate.utils import broadcast_object_list
-
-    told: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            told[0] = None if is_finished(config) else start_run(config, environment, steps)
-        except UserError as error:
-            told[1] = str(error)
-    start, problem = broadcast_object_list(told)
-    if problem:
-        raise UserError(problem)
-    if not (Path(config.output) / RUN_FILE).is_file():
-        raise UserError(
-            f"{config.output}: this process does not see what process 0 wrote there; all machines need one file system"
-        )
-    return start
-
-
-def start_run(config: PretrainConfig, environment: dict[str, Any], steps: Steps) -> Start:
-    """Writes down what the run is, or checks that it is the same run; returns where to go on.
-
-    Raises:
-        UserError: --resume with other options or data than the run was started with and without leave; a --branch-from
-            that is no whole checkpoint, or of another model; a checkpoint that these steps cannot go on from; or all
-            checkpoints are damaged.
-    """
-    from septet.modeling import checkpoint
-
-    output = Path(config.output)
-    if config.init_from is not None and config.branch_from is not None:
-        raise UserError("--init-from and --branch-from: a branch has its weights from the checkpoint; give one of them")
-    if not (output / RUN_FILE).is_file():
-        start = Start() if config.branch_from is None else branch(config)
-        check_fits(start, steps)
-        output.mkdir(parents=True, exist_ok=True)
-        run_file = {
-            "config": described(config),
-            "data_sha256": fingerprint(config.data),
-            "environment": environment,
-            "first_step": start.step,
-            "changes": [],
-        }
-        if start.checkpoint is not None:
-            run_file["first_rows_sha256"] = checkpoint.load_state(start.checkpoint)["rows_sha256"]
-        write_json(output / RUN_FILE, run_file)
-        return start
-    before = read_json(output / RUN_FILE)
-    changed = changes(config, before)
-    newest = checkpoint.newest_whole(output)
-    start = Start(*newest, True) if newest else Start() if config.branch_from is None else branch(config)
-    check_fits(start, steps)
-    checkpoint.clear_way(output, start.step)
-    if environment != before["environment"]:
-        pairs = {k: (before["environment"].get(k), v) for k, v in environment.items()}
-        pairs = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
-        print(f"pretrain: the environment differs from the start ({pairs}): same samples, weights equal only nearly")
-    # A change from a step whose checkpoint was lost counts from the one that is gone back to.
-    earlier = [{**change, "step": min(change["step"], start.step)} for change in before["changes"]]
-    if changed:
-        print(f"pretrain: goes on with changes from step {start.step}: {changed}", flush=True)
-        earlier.append({"step": start.step, "changes": plain(changed)})
-    if earlier != before["changes"]:
-        now = {"config": described(config), "data_sha256": fingerprint(config.data), "changes": earlier}
-        write_json(output / RUN_FILE, {**before, **now})
-    return start
-
-
-def check_fits(start: Start, steps: Steps) -> None:
-    """Raises a `UserError` where a run of these steps cannot go on from a checkpoint."""
-    from septet.modeling.checkpoint import load_state
-
-    if start.checkpoint is None:
-        return
-    if start.step > steps.total or (start.step == steps.total and not start.is_resumed):
-        raise UserError(
-            f"the run is to have {steps.total:,} steps, and {start.checkpoint} is at step {start.step:,}; give more --steps "
-            "or --tokens: they count from the start of the run that the checkpoint belongs to"
-        )
-    read = load_state(start.checkpoint)["samples"]
-    if read != steps.samples_before(start.step):
-        raise UserError(
-            f"{start.checkpoint}: has read {read:,} sequences, and these options make it "
-            f"{steps.samples_before(start.step):,}; a batch changes from a step on by --batch-schedule"
-        )
-
-
-def branch(config: PretrainConfig) -> Start:
-    """The checkpoint of --branch-from.
-
-    Raises:
-        UserError: it is no whole checkpoint of a run, or not of this --preset's model and --objective.
-    """
-    from septet.data.manifest import problems
-    from septet.modeling.checkpoint import STAGE
-
-    path = Path(config.branch_from)
-    if not (path / FILE_NAME).is_file() or read_json(path / FILE_NAME)["stage"] != STAGE:
-        raise UserError(f"--branch-from {path}: is no checkpoint of a run; give its step_<n>/ folder")
-    damage = problems(path)
-    if damage:
-        raise UserError(f"--branch-from {path}: is damaged ({damage[0]}); give an older checkpoint")
-    manifest = read_json(path / FILE_NAME)
-    for key in ("preset", "objective", "optimizer"):
-        if manifest["config"][key] != getattr(config, key):
-            raise UserError(
-                f"--branch-from {path}: has {key} {manifest['config'][key]}, now {getattr(config, key)}; give the same"
-            )
-    return Start(manifest["counts"]["step"], path)
-
-
-def finish_run(output: Path, config: PretrainConfig, counts: dict[str, Any]) -> None:
-    """The run's own manifest, last: it lists `final/` and the curves, not the checkpoints (they have their own)."""
-    listed = [*(output / "final").rglob("*"), *output.glob("*.jsonl"), *output.glob("*.png"), output / RUN_FILE]
-    inputs = {"data": {"path": config.data, "sha256": fingerprint(config.data)}}
-    write_manifest(output, "pretrain", config, inputs, counts, counts["training_seconds"], listed)
-
-
-def validate(
-    accelerator: Any,
-    readers: Readers,
-    losses: Any,
-    data: Any,
-    config: PretrainConfig,
-    vocabulary: Any,
-    byte_lengths: Any,
-) -> dict[str, dict[str, float]]:
-    """Held-out scores by language: mean loss in nats a target, and bits per byte of text where the model reads causally.
-
-    Bits per byte do not depend on the tokenizer: nats of all targets / ln 2 / bytes of their text. Every process reads
-    as many batches as the others, since sharded weights are gathered by all; what is too many counts for nothing.
-    """
-    import numpy as np
-    import torch
-
-    from septet.modeling.objectives import make_inputs
-
-    losses.eval()
-    langs = np.asarray(data.data["lang"][:])
-    objectives = {"joint": ("causal", "mlm_nsp")}.get(config.objective, (config.objective,))
-    kinds = KINDS[config.objective]
-    out: dict[str, dict[str, float]] = {}
-    for lang in sorted(set(langs)):
-        rows = np.flatnonzero(langs == lang)[: config.validation_sequences]
-        batches = [rows[i : i + config.micro_batch_size] for i in range(0, len(rows), config.micro_batch_size)]
-        numbers = dict.fromkeys((*kinds, *(f"{kind} targets" for kind in kinds), "bytes"), 0.0)
-        for first in range(0, len(batches), readers.count):
-            index = min(first + readers.rank, len(batches) - 1)
-            counts = float(readers.speaks and first + readers.rank < len(batches))
-            for objective in objectives:
-                generator = np.random.default_rng([config.seed, index])
-                batch = data.read(batches[index])
-                inputs = make_inputs(objective, batch, vocabulary, generator, config.mask_probability, 0.5)
-                with torch.no_grad(), accelerator.autocast():
-                    parts = losses(inputs.to(accelerator.device))
-                for kind, value in parts.items():
-                    numbers[kind] += counts * float(value)
-                    numbers[f"{kind} targets"] += counts * inputs.targets[kind]
-                if "causal" in parts:
-                    labels = inputs.causal["labels"]
-                    seen = byte_lengths[labels[labels >= 0].to(byte_lengths.device)].sum()
-                    numbers["bytes"] += counts * float(seen)
-        totals = torch.tensor(list(numbers.values()), device=accelerator.device)
-        numbers = dict(zip(numbers, accelerator.reduce(totals, "sum").tolist(), strict=True))
-        out[lang] = {f"loss_{k}": round(numbers[k] / max(numbers[f"{k} targets"], 1), 5) for k in kinds}
-        if "causal" in kinds:
-            out[lang]["bits_per_byte"] = round(numbers["causal"] / math.log(2) / max(numbers["bytes"], 1), 5)
-    return out
-
-
-def samples(
-    config: PretrainConfig,
-    losses: Any,
-    tokenizer: Any,
-    vocabulary: Any,
-    opening: Mapping[str, list[int]],
-    device: Any,
-) -> dict[str, dict[str, Any]]:
-    """What the model makes of the first held-out document of each language: a continuation, masked words, or both."""
-    from septet.modeling import watch
-
-    out = {}
-    if config.objective in ("causal", "joint"):
-        prompts = {lang: tokens[: len(tokens) // 2] for lang, tokens in opening.items() if len(tokens) > 1}
-        texts = watch.text_samples(losses, tokenizer, prompts, SAMPLE_TOKENS, device)
-        out["continued"] = {
-            lang: [tokenizer.decode(prompts[lang], skip_special_tokens=True), text] for lang, text in texts.items()
-        }
-    if config.objective != "causal":
-        out["filled"] = watch.filled_masks(losses, tokenizer, vocabulary, opening, device)
-    return out
-
-
-# The losses that an objective has.
-KINDS = {"causal": ("causal",), "mlm": ("mlm",), "mlm_nsp": ("mlm", "nsp"), "joint": ("causal", "mlm", "nsp")}
 
 
 if __name__ == "__main__":

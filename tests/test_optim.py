@@ -123,6 +123,18 @@ def number_orthogonalised() -> tuple[list[int], object]:
     return counted, patch.object(optim, "orthogonalized", counting)
 
 
+def orthogonalised_in_a_step(optimizer: torch.optim.Optimizer) -> int:
+    """How many matrices all ranks together orthogonalise in one step."""
+    import torch.distributed as dist
+
+    counted, patched = number_orthogonalised()
+    with patched:
+        optimizer.step()
+    total = torch.tensor(sum(counted))
+    dist.all_reduce(total)
+    return int(total)
+
+
 def replicated(ranks: int) -> None:
     import torch.distributed as dist
 
@@ -133,16 +145,10 @@ def replicated(ranks: int) -> None:
         copies = [torch.empty_like(parameter) for _ in range(ranks)]
         dist.all_gather(copies, parameter.detach())
         assert all(torch.equal(copy, copies[0]) for copy in copies), "the ranks have drifted apart"
-    counted, patched = number_orthogonalised()
-    with patched:
-        optimizer.step()
-    total = torch.tensor(sum(counted))
-    dist.all_reduce(total)
-    assert total == len(net.matrices), "a matrix was orthogonalised twice"
+    assert orthogonalised_in_a_step(optimizer) == len(net.matrices), "a matrix was orthogonalised twice"
 
 
 def sharded(ranks: int) -> None:
-    import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
     net = Net()
@@ -154,17 +160,11 @@ def sharded(ranks: int) -> None:
     for group, members in zip(optimizer.param_groups, groups, strict=True):
         group["params"] = [swapped[i] for i in members]
     steps_equal_those_of_one_process(net, optimizer)
-    counted, patched = number_orthogonalised()
-    with patched:
-        optimizer.step()
-    total = torch.tensor(sum(counted))
-    dist.all_reduce(total)
-    assert total == len(net.matrices)
+    assert orthogonalised_in_a_step(optimizer) == len(net.matrices)
 
 
 def in_two_dimensions(ranks: int) -> None:
     """HSDP; and placements of tensor parallelism, by columns, and by rows under FSDP2 by rows (strided)."""
-    import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -174,12 +174,7 @@ def in_two_dimensions(ranks: int) -> None:
     fully_shard(hsdp, mesh=mesh)
     optimizer = muon_of(hsdp)
     steps_equal_those_of_one_process(hsdp, optimizer)
-    counted, patched = number_orthogonalised()
-    with patched:
-        optimizer.step()
-    total = torch.tensor(sum(counted))
-    dist.all_reduce(total)
-    assert total == 2 * len(hsdp.matrices), "once in each replica"
+    assert orthogonalised_in_a_step(optimizer) == 2 * len(hsdp.matrices), "once in each replica"
 
     for placement, with_fsdp in itertools.product((Shard(0), Shard(1)), (False, True)):
         net = Net()

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from septet.data.errors import UserError
 from septet.data.manifest import read_json, read_manifest, write_json
 from septet.modeling import checkpoint
-from septet.modeling.pretrain import PretrainConfig, alone_at, run
+from septet.modeling.pretrain import PretrainConfig, run
+from septet.modeling.start import alone_at
 from septet.modeling.steps import plan_steps
 from septet.modeling.watch import MetricsFile, Spikes
 

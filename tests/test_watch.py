@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from septet.data.packed import PackedDataset
-from septet.modeling import modeling_septet, watch
+from septet.modeling import modeling_septet, pictures, watch
 from septet.modeling.objectives import Inputs, PretrainingLosses, Vocabulary
+from septet.modeling.pictures import draw
+from septet.modeling.plan import training_flops_per_token
 from septet.modeling.watch import MetricsFile, SeenSources, Spikes
 
 
@@ -195,7 +197,7 @@ def test_a_gradient_a_parameter_or_the_loss_alone(losses: PretrainingLosses, inp
 SHARDED = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from septet.modeling import modeling_septet, watch
+from septet.modeling import modeling_septet, pictures, watch
 from septet.modeling.objectives import Inputs, PretrainingLosses
 from septet.modeling.presets import preset_config
 rank, store = int(sys.argv[1]), sys.argv[2]
@@ -261,7 +263,7 @@ def test_operations_are_those_that_torch_counts(config) -> None:
         in_place = {torch.ops.aten.addmm_: lambda total, a, b, out_shape=None, **_: addmm_flop(total, a, b)}
         with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
             sum(losses(inputs).values()).backward()
-        expected = watch.flops_per_token(config, 40, objective, probability, 0.5) * 40 * rows
+        expected = training_flops_per_token(config, 40, objective, probability, 0.5) * 40 * rows
         assert counter.get_total_flops() == pytest.approx(expected, rel=1e-9)
 
 
@@ -392,24 +394,24 @@ def metrics(steps: int) -> list[dict]:
 
 
 def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
-    watch.plot(tmp_path)
+    draw(tmp_path)
     assert list(tmp_path.iterdir()) == []
     file = MetricsFile(tmp_path, 0, enabled=True)
     file.path.write_text("".join(json.dumps(row) + "\n" for row in metrics(30)))
     spike = watch.spike_row(15, "loss", 9.0, 50.0, [1], {"en/a": 1}, skipped=True)
     MetricsFile(tmp_path, 0, enabled=True, name=watch.SPIKES_FILE).write(spike)
-    watch.plot(tmp_path, {"en/a": 0.75, "fr/b": 0.25})
-    pictures = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl")
-    assert pictures == ["dynamics.png", "loss.png", "mixture.png"]  # nothing half-written is left
-    for name in pictures:
+    draw(tmp_path, {"en/a": 0.75, "fr/b": 0.25})
+    drawn = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl")
+    assert drawn == ["dynamics.png", "loss.png", "mixture.png"]  # nothing half-written is left
+    for name in drawn:
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_a_long_run_is_thinned_without_losing_its_peaks() -> None:
     rows = metrics(30_001)
-    figure = watch._dynamics_figure(rows[:-1], [])
+    figure = pictures._dynamics_figure(rows[:-1], [])
     norm, rate, speed, memory = figure.axes  # utilisation is unknown, so it has no panel
-    assert len(norm.lines[0].get_xdata()) == watch._POINTS
+    assert len(norm.lines[0].get_xdata()) == pictures._POINTS
     assert norm.collections[0].get_datalim(norm.transData).y1 == pytest.approx(50)
     assert (norm.get_yscale(), speed.get_ylabel(), memory.get_ylabel()[:11]) == (
         "log",
@@ -421,17 +423,17 @@ def test_a_long_run_is_thinned_without_losing_its_peaks() -> None:
 
 def test_the_held_out_measure_is_the_one_there_is() -> None:
     rows = metrics(5)
-    left, right = watch._loss_figure(rows[:-1], rows[-1:]).axes
+    left, right = pictures._loss_figure(rows[:-1], rows[-1:]).axes
     assert [line.get_label() for line in left.lines] == ["causal", "mlm"]
     assert {line.get_label(): line.get_ydata()[-1] for line in right.lines} == {"en": 2.0, "fr": 3.0}
     masked = [{"step": 5, "validation": {"zh": {"loss_mlm": 4.0}}}]
-    right = watch._loss_figure(rows[:-1], masked).axes[1]
+    right = pictures._loss_figure(rows[:-1], masked).axes[1]
     assert right.lines[0].get_ydata()[-1] == 4.0 and "masked" in right.get_ylabel()
 
 
 def test_the_mixture_is_that_of_each_stretch_of_the_run() -> None:
     rows = [{"step": s, "seen": {"en/a": 10 * min(s, 3), "fr/b": 10 * max(0, s - 3)}} for s in range(1, 7)]
-    left, right = watch._mixture_figure(rows, {"en/a": 0.5, "fr/b": 0.5, "zh/c": 0.0}).axes
+    left, right = pictures._mixture_figure(rows, {"en/a": 0.5, "fr/b": 0.5, "zh/c": 0.0}).axes
     shares = {line.get_label(): list(line.get_ydata()) for line in left.lines if line.get_label() in ("en", "fr")}
     assert shares == {"en": [1, 1, 1, 0, 0, 0], "fr": [0, 0, 0, 1, 1, 1]}
     assert [bar.get_width() for bar in right.patches] == [0.5, 0.5]
