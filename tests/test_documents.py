@@ -1,7 +1,6 @@
 """Reading documents: formats, errors, bad rows, parts, long lines, web archives, and a Hub that breaks off."""
 
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -13,6 +12,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import hub_double
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -30,8 +30,6 @@ from septet.data.documents import (
 )
 from septet.data.errors import UserError
 from septet.data.web import decode_page
-
-TESTS = Path(__file__).resolve().parent
 
 
 def document(text: str, lang: str = "en") -> dict[str, str]:
@@ -579,10 +577,6 @@ except documents.UserError as error:
 
 
 def test_the_real_client_against_a_stand_in_of_the_hub(tmp_path):
-    spec = importlib.util.spec_from_file_location("hub_double", TESTS / "hub_double.py")
-    hub_double = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hub_double)
-
     class DatasetHandler(hub_double.Handler):
         """Datasets live below /datasets; while `failures` last, the second file is refused with 503."""
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub_double
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,6 @@ from septet.tasks.harness import finetune, predict
 from septet.tasks.harness.report import read_report
 from septet.tasks.hub import card, publish, verify
 
-TESTS = Path(__file__).resolve().parent
 TEXTS = [{"text": f"{'Goal' if n % 2 else 'Stew'} number {n}", "label": "sports" if n % 2 else "cooking", "lang": "en"} for n in range(30)]  # fmt: skip
 
 
@@ -256,9 +256,6 @@ def test_the_card_is_executed(name: str, hub: dict[str, Path]) -> None:
 
 def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> None:
     """Against a stand-in of the Hub, in processes of their own, since HF_ENDPOINT is read at import."""
-    spec = importlib.util.spec_from_file_location("hub_double", TESTS / "hub_double.py")
-    hub_double = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hub_double)
     with hub_double.HubDouble() as server:
         environment = {
             **os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1",

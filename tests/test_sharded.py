@@ -5,13 +5,13 @@ The ranks are started by `sharded_run.py`, which says how Accelerate is made to 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import test_pretrain as pretraining
 import torch
 from safetensors.torch import load_file
 
@@ -19,9 +19,6 @@ from septet.modeling.pretrain import PretrainConfig
 from septet.modeling.watch import MetricsFile
 
 RUN = Path(__file__).with_name("sharded_run.py")
-_spec = importlib.util.spec_from_file_location("pretraining", Path(__file__).with_name("test_pretrain.py"))
-pretraining = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(pretraining)
 
 
 def config(packed: Path, output: Path) -> PretrainConfig:
