@@ -210,7 +210,7 @@ def train(case: Case) -> dict[str, Any]:
             label = torch.full((case.rows - causal, case.length), -100)
             label[:, 0] = 0
             inputs.bidirectional["next_sentence_label"] = label
-        return inputs.to(accelerator.device)
+        return inputs
 
     watch = Watch()
     if on_cpu:
@@ -225,16 +225,19 @@ def train(case: Case) -> dict[str, Any]:
     losses.train()
     for micro_batches in (1, case.micro_batches):  # the first step makes the optimizer's states
         for position in range(micro_batches):
-            is_last = position == micro_batches - 1
-            with nullcontext() if is_last or accelerator.is_fsdp2 else accelerator.no_sync(losses):
-                watch.phase("inputs")
-                batch = make_inputs()
-                watch.phase("forward")
-                parts = losses(batch)
-                loss = sum(parts[kind] for kind in sorted(parts)) / (case.rows * case.length * micro_batches)
-                watch.phase("backward")
-                accelerator.backward(loss)
-                del parts, loss
+            watch.phase("inputs")
+            parts = make_inputs().readings()
+            for number, part in enumerate(parts):
+                is_last = position == micro_batches - 1 and number == len(parts) - 1
+                with nullcontext() if is_last or accelerator.is_fsdp2 else accelerator.no_sync(losses):
+                    watch.phase("inputs")
+                    batch = part.to(accelerator.device)
+                    watch.phase("forward")
+                    found = losses(batch)
+                    loss = sum(found[kind] for kind in sorted(found)) / (case.rows * case.length * micro_batches)
+                    watch.phase("backward")
+                    accelerator.backward(loss)
+                    del found, loss
         watch.phase("clip")
         accelerator.clip_grad_norm_(losses.parameters(), 1.0)
         watch.name("gradients", [p.grad for p in losses.parameters() if p.grad is not None])

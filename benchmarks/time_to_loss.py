@@ -38,7 +38,7 @@ from typing import Any
 SHAPES = {"3m": (192, 512, 4, 6, 2, 32), "10m": (320, 896, 6, 10, 2, 32)}
 # The peer's grid: every learning rate with every batch (sequences), then these warm-ups (shares) with the best of them.
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-BATCHES = (4, 8, 16, 32)
+BATCHES = (2, 4, 8, 16, 32)
 FIRST_WARMUP, OTHER_WARMUPS = 0.05, (0.0, 0.02, 0.1)
 # What `septet pretrain` is given beside data, shape and length of the run; the rest are its defaults.
 SEPTET_OPTIONS: dict[str, Any] = {

@@ -158,6 +158,11 @@ class Inputs:
         move = {k: v.to(device, non_blocking=True) for k, v in self.causal.items()}
         return Inputs(move, {k: v.to(device, non_blocking=True) for k, v in self.bidirectional.items()}, self.targets)
 
+    def readings(self) -> list[Inputs]:
+        """Each reading by itself, so that one's activations are gone before the other's are there."""
+        parts = [Inputs(causal=self.causal), Inputs(bidirectional=self.bidirectional)]
+        return [part for part in parts if part.causal or part.bidirectional]
+
 
 def make_inputs(
     objective: str,

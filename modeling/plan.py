@@ -106,7 +106,7 @@ class Step:
     on_cpu: bool
 
     def readings(self) -> list[tuple[int, float]]:
-        """(rows, share of their tokens that are targets) of each pass through the model; joint makes two."""
+        """(rows, share of their tokens that are targets) of each pass through the model and back; joint makes two."""
         if self.objective == "causal":
             return [(self.rows, 1.0)]
         if self.objective == "joint":
@@ -463,11 +463,11 @@ def _layer_bytes(
 def moments(shape: Any, step: Step, layout: Layout) -> dict[str, dict[str, int]]:
     """Bytes a device by component at each moment of a step that may be its highest.
 
-    The moments: `forward`, in the last layer; `loss`, when the last reading's cross-entropy is computed; `head`, when its
-    gradients are scaled; `last layer` and `first layer`, in their backward passes; `embedding`, when the input
-    embedding's gradient is made; `reduction`, when FSDP2 reduces those of the embedding and the head; `update`, in the
-    optimizer's step. Weights, gradients and states are float32. A reading is a pass of some rows through the model;
-    autograd holds the gradient of a weight that several parts of the graph use back until all have come.
+    The moments: `forward`, in the last layer; `loss`, when the cross-entropy is computed; `head`, when its gradients are
+    scaled; `last layer` and `first layer`, in their backward passes; `embedding`, when the input embedding's gradient is
+    made; `reduction`, when FSDP2 reduces those of the embedding and the head; `update`, in the optimizer's step. Weights,
+    gradients and states are float32. A reading is a pass of some rows through the model and back; the later one of two
+    finds the gradients of the earlier one there.
     """
     sizes = Sizes(*(size // layout.tensor for size in _sizes(shape.to_json_string(), step.optimizer)))
     num_layers, hidden, tied = shape.num_hidden_layers, shape.hidden_size, shape.tie_word_embeddings
@@ -482,23 +482,6 @@ def moments(shape: Any, step: Step, layout: Layout) -> dict[str, dict[str, int]]
         copies = 4 * sizes.parameters  # DDP's buckets
     casts = 2 * num_layers * sizes.matrices if step.mixed and not sharded else 0  # autocast's cache
 
-    # Of each reading: what it keeps, what its loss keeps, and a layer's highest point.
-    readings = step.readings()
-    kept, losses, layers, norms, shared = [], [], [], [], []
-    for rows, share in readings:
-        layer = layer_bytes(shape, rows, step.length, compute_bytes, residual_bytes, layout.tensor)
-        tokens = rows * step.length
-        inputs = tokens * hidden * residual_bytes
-        norms.append(tokens * (8 * hidden + 4))  # the last one: its input and what it made of it, in float32
-        shared.append(tokens * (step.length + 2 * residual_bytes * shape.head_dim + 3 * 8))  # mask, angles, ids
-        kept.append(shared[-1] + norms[-1] + num_layers * (inputs if layout.recomputes else layer.kept))
-        targets = round(tokens * share)
-        if layout.tensor > 1:  # the head, called as a module: the logarithms of all probabilities
-            losses.append(4 * targets * shape.vocab_size)
-        else:  # the chunked one: the gradients of the hidden states and of the head
-            losses.append(targets * hidden * compute_bytes + 4 * sizes.table)
-        layers.append(layer)
-    rows = readings[-1][0]
     found: dict[str, dict[str, int]] = {}
 
     def note(name: str, gradients: int, activations: int, temporaries: int, copied: int = 0) -> None:
@@ -519,46 +502,42 @@ def moments(shape: Any, step: Step, layout: Layout) -> dict[str, dict[str, int]]
     # Of a layer's gradients one copy, and on accelerators the flat one of the layer before, on its way.
     unreduced = (1 if step.on_cpu else 2) * compute_bytes * sizes.layer if sharded else 0
     last_gathered = compute_bytes * sizes.layer if sharded else 0  # the flat buffer of the last gathering is held
-    # The logits of a chunk; under autocast in bfloat16, in float32, and their gradient in bfloat16, with the head's weight
-    # (FSDP2's is bfloat16 already) and a product of its size in bfloat16, which a CPU casts to float32 to add it.
-    chunk = min(LOGITS_CHUNK, targets) * shape.vocab_size
-    logits = (8 * chunk + ((2 if sharded else 4) + 4 * step.on_cpu) * sizes.table) if step.mixed else 4 * chunk
-    if layout.tensor > 1:
-        logits = (2 + 4 if step.mixed else 4) * targets * shape.vocab_size
-    states = (rows * step.length * residual_bytes + targets * compute_bytes) * hidden
-    start = whole if step.accumulates else 0
-    note("loss", start, sum(kept), sum(losses) + logits + states, gathered_root + last_gathered + casts)
-    if layout.recomputes:  # and its backward pass begins with such a forward pass
-        casts = casts // num_layers
-    else:
-        activations = sum(kept) - norms[-1] - layers[-1].kept
-        note("forward", start, activations, sum(losses[:-1]) + layers[-1].forward, gathered + casts)
-    several = len(readings) > 1
-    for index in reversed(range(len(readings))):
-        last = index == 0
-        earlier, earlier_losses = sum(kept[:index]), sum(losses[:index])
-        per_layer = (kept[index] - shared[index] - norms[index]) // num_layers
-        own = max(layers[index].backward, layers[index].forward if layout.recomputes else 0)
-        scaled = losses[index] + (2 * sizes.table if step.mixed else 0)
-        if layout.tensor > 1:
-            scaled = 2 * losses[index]
-        waiting = (gradient_bytes * sizes.layer * num_layers + table * (1 if tied else 2)) if last and several else 0
-        temporaries = earlier_losses + losses[index] + scaled + waiting
-        note("head", start, earlier + kept[index], temporaries, gathered_root + last_gathered + casts)
-        # The head's gradient waits for its use as input embedding, for the other reading, or for FSDP2's last reduction;
-        # the input embedding's, and each layer's, for the other reading.
-        pending = table * (int(tied or sharded or not last) + int(several and last and not tied))
-        complete = 4 * sizes.table if last and not tied and not sharded else 0
+    pending = table * int(tied or sharded)  # the head's gradient waits for its use as input embedding, or for FSDP2
+    complete = 0 if tied or sharded else 4 * sizes.table
+    for index, (rows, share) in enumerate(step.readings()):
+        has_gradients = step.accumulates or index > 0
+        start = whole if has_gradients else 0
+        layer = layer_bytes(shape, rows, step.length, compute_bytes, residual_bytes, layout.tensor)
+        tokens = rows * step.length
+        inputs = tokens * hidden * residual_bytes
+        norm = tokens * (8 * hidden + 4)  # the last one: its input and what it made of it, in float32
+        shared = tokens * (step.length + 2 * residual_bytes * shape.head_dim + 3 * 8)  # mask, angles, ids
+        per_layer = inputs if layout.recomputes else layer.kept
+        kept = shared + norm + num_layers * per_layer
+        targets = round(tokens * share)
+        # The chunked loss keeps the gradients of the hidden states and of the head. The logits of a chunk: under autocast
+        # in bfloat16, in float32, and their gradient in bfloat16, with the head's weight (FSDP2's is bfloat16 already) and a
+        # product of its size in bfloat16, which a CPU casts to float32 to add it.
+        loss = targets * hidden * compute_bytes + 4 * sizes.table
+        scaled = loss + (2 * sizes.table if step.mixed else 0)
+        chunk = min(LOGITS_CHUNK, targets) * shape.vocab_size
+        logits = (8 * chunk + ((2 if sharded else 4) + 4 * step.on_cpu) * sizes.table) if step.mixed else 4 * chunk
+        if layout.tensor > 1:  # the head, called as a module: the logarithms of all probabilities
+            loss = 4 * targets * shape.vocab_size
+            scaled = 2 * loss
+            logits = (2 + 4 if step.mixed else 4) * targets * shape.vocab_size
+        states = inputs + targets * compute_bytes * hidden
+        note("loss", start, kept, loss + logits + states, gathered_root + last_gathered + casts)
+        held = casts // num_layers if layout.recomputes else casts
+        if not layout.recomputes:  # else the backward pass begins with such a forward pass
+            note("forward", start, kept - norm - layer.kept, layer.forward, gathered + casts)
+        note("head", start, kept, loss + scaled, gathered_root + last_gathered + held)
+        own = max(layer.backward, layer.forward if layout.recomputes else 0)
         for name, left in (("last layer", num_layers - 1), ("first layer", 0)):
-            behind = num_layers - 1 - left
-            waiting = gradient_bytes * sizes.layer * ((left + 1) * several if last else behind)
-            gradients = whole if step.accumulates else complete + 4 * sizes.layer * behind * last
-            activations, temporaries = earlier + shared[index] + per_layer * left, earlier_losses + own + waiting
-            note(name, gradients, activations, temporaries + pending, gathered + unreduced + casts)
-        waiting = 0 if last else gradient_bytes * sizes.layer * num_layers
-        gradients = whole if step.accumulates else (whole - 4 * sizes.table) * last
-        new = table + readings[index][0] * step.length * hidden * residual_bytes
-        note("embedding", gradients, earlier, earlier_losses + new + pending + waiting, gathered_root)
+            gradients = whole if has_gradients else complete + 4 * sizes.layer * (num_layers - 1 - left)
+            note(name, gradients, shared + per_layer * left, own + pending, gathered + unreduced + held)
+        gradients = whole if has_gradients else whole - 4 * sizes.table
+        note("embedding", gradients, 0, table + inputs + pending, gathered_root)
     if sharded:
         note("reduction", whole, 0, 2 * gradient_bytes * root, gathered_root)
     note("update", whole, 0, update_bytes(shape, step, layout, sizes))

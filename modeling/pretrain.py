@@ -15,8 +15,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -485,6 +485,8 @@ def read_and_differentiate(
 ) -> Any:
     """Adds the gradients of this process's micro-batches up; returns its summed losses, (kinds,) float64.
 
+    Each reading of a micro-batch goes forward and back by itself: `joint` needs the memory of one of them.
+
     Args:
         mine: (number within the step, `Inputs`).
         targets: of each loss, of the whole step over all processes.
@@ -493,21 +495,48 @@ def read_and_differentiate(
     import torch
 
     sums = torch.zeros(len(targets), dtype=torch.float64)
-    for position, (m, inputs) in enumerate(mine):
-        torch.manual_seed(hash((*seeds, m)))  # a tuple of ints hashes alike in every process
-        with accumulation(accelerator, losses, is_last=position == len(mine) - 1):
-            parts = losses(inputs.to(accelerator.device))
+    passes = [(m, number, part) for m, inputs in mine for number, part in enumerate(inputs.readings())]
+    for position, (m, number, part) in enumerate(passes):
+        torch.manual_seed(hash((*seeds, m, number)))  # a tuple of ints hashes alike in every process
+        is_last = position == len(passes) - 1
+        with accumulation(accelerator, losses, is_last), gradients_apart(accelerator, losses):
+            found = losses(part.to(accelerator.device))
             # Summed losses, divided once by the targets of the whole step; processes are averaged, hence the factor.
-            loss = sum(parts[kind] / max(count, 1) for kind, count in targets.items()) * readers.count
-            accelerator.backward(loss)
-        sums += torch.stack([parts[kind].detach().double().cpu() for kind in targets])
+            accelerator.backward(sum(value / max(targets[kind], 1) for kind, value in found.items()) * readers.count)
+        sums += torch.stack(
+            [found[kind].detach().double().cpu() if kind in found else sums.new_zeros(()) for kind in targets]
+        )
     return sums
 
 
 def accumulation(accelerator: Any, losses: Any, is_last: bool) -> Any:
-    """The context of one micro-batch. Replicated gradients are exchanged once, after the last; sharded ones each time,
+    """The context of one pass. Replicated gradients are exchanged once, after the last; sharded ones each time,
     since whole gradients would otherwise be kept until then."""
     return nullcontext() if is_last or accelerator.is_fsdp2 else accelerator.no_sync(losses)
+
+
+@contextmanager
+def gradients_apart(accelerator: Any, losses: Any) -> Iterator[None]:
+    """Under tensor parallelism, keeps earlier passes' gradients of the per-head norms out of a pass and adds them after it.
+
+    Each rank has these from its own heads, and transformers (5.23) adds them up over ranks in a hook that runs after every
+    backward pass, on whatever has accumulated: the first of n passes would count ranks^(n - 1) times.
+    """
+    layout = accelerator.parallelism_config
+    if layout is None or not layout.tp_enabled:
+        yield
+        return
+    model = accelerator.unwrap_model(losses, keep_torch_compile=False).model
+    plan = model.config.base_model_tp_plan
+    summed = [name.split(".")[-1] for name, style in plan.items() if style == "replicated_with_grad_allreduce"]
+    partial_ones = [p for name, p in model.named_parameters() if name.split(".")[-2] in summed]
+    before = [p.grad for p in partial_ones]
+    for p in partial_ones:
+        p.grad = None
+    yield
+    for p, gradient in zip(partial_ones, before, strict=True):
+        if gradient is not None:
+            p.grad = gradient if p.grad is None else p.grad + gradient
 
 
 def settle(checkpoints: Any, config: PretrainConfig, accelerator: Any) -> None:

@@ -1,7 +1,7 @@
 """Where a run begins: at its start, at its newest whole checkpoint, at another run's, or nowhere, if it is finished.
 
-`run.json` in the run's directory says what the run is: the options that decide its weights, the data's digest, the
-environment, and what was changed on the way. One process reads and decides; all begin where it says.
+`run.json` in the run's directory says what the run is: the options that decide its weights, the digests of the data and
+of the weights that it starts from, the environment, and what was changed on the way. One process reads and decides; all begin where it says.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def start_run(config: PretrainConfig, environment: dict[str, Any], steps: Steps)
 
     Raises:
         UserError: --resume with other options or data than the run was started with and without leave; a --branch-from
-            that is no whole checkpoint, or of another model; a checkpoint that these steps cannot go on from; or all
-            checkpoints are damaged.
+            that is no whole checkpoint, or of another model; an --init-from that has changed before the first save; a
+            checkpoint that these steps cannot go on from; or all checkpoints are damaged.
     """
     from septet.modeling import checkpoint
 
-    output = Path(config.output)
+    output, origin = Path(config.output), config.init_from or config.branch_from
     if config.init_from is not None and config.branch_from is not None:
         raise UserError("--init-from and --branch-from: a branch has its weights from the checkpoint; give one of them")
     if not (output / RUN_FILE).is_file():
@@ -175,6 +175,8 @@ def start_run(config: PretrainConfig, environment: dict[str, Any], steps: Steps)
             "first_step": start.step,
             "changes": [],
         }
+        if origin is not None:
+            run_file["origin_sha256"] = fingerprint(origin)
         if start.checkpoint is not None:
             run_file["first_rows_sha256"] = checkpoint.load_state(start.checkpoint)["rows_sha256"]
         write_json(output / RUN_FILE, run_file)
@@ -182,6 +184,11 @@ def start_run(config: PretrainConfig, environment: dict[str, Any], steps: Steps)
     before = read_json(output / RUN_FILE)
     changed = changes(config, before)
     newest = checkpoint.newest_whole(output)
+    if newest is None and origin is not None and fingerprint(origin) != before["origin_sha256"]:
+        raise UserError(
+            f"{origin}: has changed since {output} was started from it, and no checkpoint was saved yet; give it as it was, "
+            "or choose another --output"
+        )
     start = Start(*newest, True) if newest else Start() if config.branch_from is None else branch(config)
     check_fits(start, steps)
     checkpoint.clear_way(output, start.step)
@@ -246,4 +253,6 @@ def finish_run(output: Path, config: PretrainConfig, counts: dict[str, Any]) -> 
     """The run's own manifest, last: it lists `final/` and the curves, not the checkpoints (they have their own)."""
     listed = [*(output / "final").rglob("*"), *output.glob("*.jsonl"), *output.glob("*.png"), output / RUN_FILE]
     inputs = {"data": {"path": config.data, "sha256": fingerprint(config.data)}}
+    if origin := config.init_from or config.branch_from:
+        inputs["origin"] = {"path": origin, "sha256": read_json(output / RUN_FILE)["origin_sha256"]}
     write_manifest(output, "pretrain", config, inputs, counts, counts["training_seconds"], listed)

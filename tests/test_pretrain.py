@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from septet.data.errors import UserError
-from septet.data.manifest import read_json, read_manifest, write_json
+from septet.data.manifest import fingerprint, read_json, read_manifest, write_json
 from septet.modeling import checkpoint
 from septet.modeling.pretrain import PretrainConfig, run
 from septet.modeling.start import alone_at
@@ -246,6 +246,14 @@ def test_a_run_starts_from_a_model_folder(undisturbed: Path, packed: Path, tmp_p
     )
     assert first["loss_causal"] < untrained["loss_causal"] - 1  # on the same samples
     assert read_json(output / "final" / "config.json")["hidden_size"] == 64  # of the folder, not of the preset
+    origin = read_json(output / "manifest.json")["inputs"]["origin"]
+    assert origin == {"path": str(undisturbed / "final"), "sha256": fingerprint(undisturbed / "final")}
+    begun = tmp_path / "begun"  # a run that stopped before its first checkpoint
+    begun.mkdir()
+    write_json(begun / "run.json", {**read_json(output / "run.json"), "origin_sha256": "0" * 64})
+    with pytest.raises(UserError, match=r"has changed since .*begun was started from it"):
+        same = {"init_from": undisturbed / "final", "preset": "nano", "steps": 1, "warmup_share": 0.0}
+        run(options(packed, begun, **same, resume=True))
     folder = tmp_path / "other vocabulary"
     shutil.copytree(undisturbed / "final", folder)
     config = read_json(folder / "config.json")
