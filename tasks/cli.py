@@ -40,6 +40,10 @@ VERBS = {
         "export_model",
     ),
     "finetune": Verb("tasks.harness.finetune", "FinetuneConfig", "fine-tune on a task, whole or by LoRA"),
+    "cross-validate": Verb(
+        "tasks.harness.cross_validate", "CrossValidateConfig", "fine-tune and score a small set in folds"
+    ),
+    "search": Verb("tasks.harness.search", "SearchConfig", "look for fine-tuning options with optuna"),
     "evaluate": Verb("tasks.harness.predict", "EvaluateConfig", "predict, score and report"),
     "compare": Verb("tasks.harness.compare", "CompareConfig", "two reports side by side, with paired tests"),
     "report": Verb("tasks.harness.report", "ReportConfig", "one page over all tasks"),
@@ -57,7 +61,7 @@ def usage() -> str:
     """The help text of the command itself."""
     lines = ["septet: from raw text to a published, verified language model, in English, French and Chinese", ""]
     lines += ["usage: septet VERB [options]      septet VERB --help explains a verb", ""]
-    lines += [f"  {name:<10} {verb.help}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<14} {verb.help}" for name, verb in VERBS.items()]
     lines += ["", "The route, on the embedded sample: septet demo"]
     return "\n".join(lines)
 

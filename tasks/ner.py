@@ -143,10 +143,10 @@ class NamedEntities(Task):
         found = sorted(entities(prediction["prediction"]), key=lambda entity: entity[1])
         return "; ".join(f"{space.join(example.input['tokens'][s:e])} = {kind}" for kind, s, e in found) or "no entity"
 
-    def tables(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, Any]:
+    def tables(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         from septet.tasks.harness.metrics import entity_table
 
-        return {"classes": entity_table(predictions, references)}
+        return {"classes": entity_table([row["prediction"] for row in rows], [row["reference"] for row in rows])}
 
 
 def _words_of_piece(window: Mapping[str, Any], place: int) -> list[int]:

@@ -81,7 +81,7 @@ def _report(task: str, rows: int) -> dict:
         "model": {"path": f"runs/{task}/final", "num_parameters": 2_345_678, "architecture": "SeptetForCausalLM"},
         "data": {
             "train": {"path": f"sample/{task}", "sha256": "a1" * 32, "rows": 4000},
-            "test": {"path": f"sample/{task}", "sha256": "b2" * 32, "rows": rows, "truncated": 1, "skipped": 0},
+            "test": {"path": f"sample/{task}", "sha256": "b2" * 32, "rows": rows, "truncated": 1, "in_train": 0},
         },
         "languages": ["en", "zh"],
         "seed": 3,
@@ -196,7 +196,7 @@ def test_page_shows_every_task_with_the_values_of_its_report(reports: Path) -> N
         assert f"+{difference['value']:.1f}" in page_.text
         assert f"answer of {task}\nline 2" in page_.text
     assert "< 0.001" in page_.text and "synthetic" in page_.text
-    assert "45 test rows; truncated to the model's context: 1; skipped: 0." in page_.text
+    assert "45 test rows; truncated to the model's context: 1; also in train, to the letter: 0." in page_.text
     assert "b2" * 32 in page_.text and "c3" * 32 in page_.text
 
 

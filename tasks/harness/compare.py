@@ -67,22 +67,23 @@ def require_same_rows(config: CompareConfig, rows_a: Sequence[Mapping], rows_b: 
 
 
 def differences(task: str, rows_a: Sequence[Mapping], rows_b: Sequence[Mapping], seed: int) -> list[dict[str, Any]]:
-    """Of every metric of the task: {"metric", "a", "b", "value" (a - b), "low", "high", "p_value", "verdict"}."""
+    """Of every metric of the task: {"metric", "a", "b", "value" (a - b), "low", "high", "p_value", "detectable", "verdict"}."""
     from septet.tasks.harness import metrics
+    from septet.tasks.harness.task import get_task
 
-    if task not in metrics.FAMILIES:
-        raise UserError(f"task {task!r}: has no metrics here; known: {', '.join(metrics.FAMILIES)}")
+    family = get_task(task).family
     predictions_a, predictions_b = ([row["prediction"] for row in rows] for rows in (rows_a, rows_b))
     references, languages = [row["reference"] for row in rows_a], [row["lang"] for row in rows_a]
-    scores_a = metrics.score(task, predictions_a, references, languages)
-    scores_b = metrics.score(task, predictions_b, references, languages)
+    scores_a = metrics.score(family, predictions_a, references, languages)
+    scores_b = metrics.score(family, predictions_b, references, languages)
     out = []
-    for metric in metrics.FAMILIES[task]:
-        found = metrics.difference(task, metric.name, predictions_a, predictions_b, references, languages, seed)
+    for name in scores_a:
+        metric = metrics.get(family, name)
+        found = metrics.difference(family, name, predictions_a, predictions_b, references, languages, seed)
         sure = found["p_value"] < SIGNIFICANCE and not found["low"] <= 0 <= found["high"]
         better = "a" if (found["value"] > 0) == metric.higher_is_better else "b"
         verdict = f"{better} is better" if sure else "within noise"
-        out.append({"metric": metric.name, "a": scores_a[metric.name], "b": scores_b[metric.name], **found})
+        out.append({"metric": name, "a": scores_a[name], "b": scores_b[name], **found})
         out[-1]["verdict"] = verdict
     return out
 

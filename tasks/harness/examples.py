@@ -19,8 +19,9 @@ def badness(row: Mapping[str, Any]) -> tuple[float, str]:
     """How wrong one prediction is, without a model: 0 is right, more is worse; and the same in words.
 
     The measure follows from the row's shape, so that a new task needs no entry here. Tags: the number of wrong ones.
-    Labels (with `probabilities`): the probability given to a wrong label. Answers (a list of accepted ones): 1 - F1
-    over the tokens of `metrics.answer_tokens`. Any other text: 100 - sentence chrF (Popović 2015, as sacreBLEU computes it).
+    A label (with `probabilities`): the probability given to a wrong one; several: how many are missing or too many.
+    Numbers: the distance. Answers (a list of accepted ones): 1 - F1 over the tokens of `metrics.answer_tokens`. Any
+    other text: 100 - sentence chrF (Popović 2015, as sacreBLEU computes it).
     """
     reference, prediction = row["reference"], row["prediction"]
     match _kind(row):
@@ -32,6 +33,11 @@ def badness(row: Mapping[str, Any]) -> tuple[float, str]:
             if reference == prediction:
                 return 0.0, f"right, probability {probability:.2f}"
             return probability, f"wrong, with probability {probability:.2f}"
+        case "labels":
+            wrong = len({*reference} ^ {*prediction})
+            return float(wrong), f"{wrong} labels missing or too many"
+        case "number":
+            return abs(prediction - reference), f"{prediction - reference:+.3g}"
         case "answer":
             f1 = max(_token_f1(prediction, answer, row["lang"]) for answer in reference or [""])
             return 1 - f1, f"F1 {100 * f1:.0f}"
@@ -42,9 +48,11 @@ def badness(row: Mapping[str, Any]) -> tuple[float, str]:
 
 def _kind(row: Mapping[str, Any]) -> str:
     if isinstance(row["prediction"], list):
-        return "tags"
+        return "labels" if "probabilities" in row else "tags"
     if "probabilities" in row:
         return "label"
+    if isinstance(row["prediction"], int | float):
+        return "number"
     return "answer" if isinstance(row["reference"], list) else "text"
 
 
@@ -84,7 +92,7 @@ def length_buckets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Rows {"low", "high" (characters, inclusive), "rows", "share" (0-100)}, the shortest first.
     """
-    if not rows or _kind(rows[0]) not in ("label", "answer"):
+    if not rows or _kind(rows[0]) not in ("label", "labels", "answer"):
         return []
     lengths = [sum(len(text) for text in row["input"].values() if isinstance(text, str)) for row in rows]
     ordered = sorted(lengths)
@@ -107,7 +115,7 @@ def segments(value: Any, tokens: Sequence[str] | None = None, language: str = ""
     """A reference or prediction as pieces (text, entity type or None); joined, the texts are what is shown."""
     if tokens is None or not isinstance(value, list):
         if isinstance(value, list):
-            value = " | ".join(map(str, value)) or "(no answer in the text)"
+            value = " | ".join(map(str, value)) or "(none)"
         return [(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), None)]
     space, pieces = "" if language == "zh" else " ", []
     tags = itertools.chain(value, itertools.repeat("O"))

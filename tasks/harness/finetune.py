@@ -1,4 +1,4 @@
-"""Fine-tune a checkpoint on a task, whole or by LoRA, with transformers' Trainer.
+"""Fine-tune a checkpoint on a task, whole or by adapters, with transformers' Trainer.
 
     septet finetune classification --base runs/pretrain/final --data build/demo/sample/classification --output runs/classification
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,20 +22,27 @@ from septet.data.errors import UserError, run_cli
 from septet.data.manifest import FILE_NAME, fingerprint, identity, plain, read_json, write_json, write_manifest
 
 RUN_FILE = "run.json"
+# The module of each head that pre-training has not trained.
+_NEW_MODULES = {
+    "SeptetForSequenceClassification": "classifier",
+    "SeptetForTokenClassification": "token_classifier",
+    "SeptetForQuestionAnswering": "qa_outputs",
+}
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     task: Annotated[str, tyro.conf.Positional]
-    """translation, classification, qa, summarization or ner"""
+    """translation, classification, multilabel, regression, qa, summarization or ner"""
     base: Path = Path("runs/pretrain/final")
     """the checkpoint to start from"""
     data: str = "data"
     """a folder with train.jsonl.gz and validation.jsonl.gz (also .jsonl, .parquet, .csv), or hub:owner/name[:config]"""
     output: Path = Path("runs/task")
     """the run's directory; final/ is the fine-tuned checkpoint"""
-    method: Literal["full", "lora"] = "full"
-    """full: all weights. lora: adapters on every linear layer (Hu et al. 2021), merged into final/, kept in adapter/"""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """full: all weights. lora: adapters on every linear layer (Hu et al. 2021), merged into final/, kept in adapter/.
+    qlora: the same over weights held in 4 bits (Dettmers et al. 2023; needs bitsandbytes), merged into the whole ones"""
     epochs: float | None = None
     """passes over train; default: the recipe's"""
     batch_size: int | None = None
@@ -44,6 +53,8 @@ class FinetuneConfig:
     """peak, of `nano`, from which that of other shapes follows (septet.modeling.optim); default: 2e-3, lora 1e-2"""
     optimizer: Literal["muon", "adamw", "adam", "rmsprop"] = "muon"
     """as in pre-training"""
+    embedding_rate: float = 1.0
+    """what multiplies the learning rate of embeddings, heads and vectors"""
     weight_decay: float = 0.05
     """decoupled"""
     dropout: float = 0.1
@@ -56,8 +67,29 @@ class FinetuneConfig:
     """beams of the finished model's generation settings; default: the recipe's"""
     max_new_tokens: int | None = None
     """longest answer of the finished model's generation settings; default: the recipe's"""
+    length_penalty: float | None = None
+    """of beams: above 1 favours longer answers; default: the recipe's"""
+    no_repeat_ngram_size: int | None = None
+    """no run of so many tokens twice in an answer, nor one of the prompt's; 0: allowed; default: the recipe's"""
     lora_rank: int = 16
     """rank of the adapters; alpha is twice that"""
+    early_stopping: int = 0
+    """stop after so many epochs without a better validation score (of generating tasks: loss), and keep the best epoch;
+    0: go through all epochs and keep the last"""
+    class_weights: Literal["none", "balanced", "sqrt", "effective"] = "none"
+    """classification: weight of a rare class's rows in the loss (septet.tasks.harness.imbalance)"""
+    loss: Literal["cross_entropy", "focal", "logit_adjusted"] = "cross_entropy"
+    """classification: focal counts what is right less (Lin et al. 2017); logit_adjusted weighs all classes alike
+    (Menon et al. 2021)"""
+    focal_gamma: float = 2.0
+    """of --loss focal"""
+    sampling: Literal["none", "over", "under", "synthetic"] = "none"
+    """classification: train on the rows of rare classes more often (over), of frequent ones less often (under), or on
+    rewritten rows of rare ones (synthetic: words drawn anew by the base's own masked-LM head)"""
+    sampling_ratio: float = 4.0
+    """how many times the rows of the rarest class the most frequent one has at most, after sampling"""
+    tune_thresholds: bool = False
+    """classification: shift the classes' scores to the best macro-F1 on validation; the shift becomes part of the model"""
     columns: dict[str, str] = field(default_factory=dict)
     """role and column, for columns of other names, as in `--columns text sentence label class`"""
     lang: Literal["en", "fr", "zh"] | None = None
@@ -74,17 +106,23 @@ class FinetuneConfig:
     """go on from the last checkpoint; say so if the run is finished"""
 
 
-def run(config: FinetuneConfig) -> Path:
+def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = None) -> Path:
     """Fine-tunes and leaves `final/`; returns the run's directory.
 
+    Args:
+        on_epoch: called with the epoch and the validation score after each one (of generating tasks: the loss); what it
+            raises ends the run.
+
     Raises:
-        UserError: unknown task, a base that is not a Septet folder, a set that breaks the task's rules, an output that
-            holds another run.
+        UserError: unknown task, a base that is not a Septet folder, a set that breaks the task's rules, options that the
+            task does not have, an output that holds another run.
     """
     from septet.modeling.checkpoint import require_model_folder, save_model
+    from septet.tasks.harness.generation import DECODING
     from septet.tasks.harness.task import Reading, get_task, read_examples
 
     task = get_task(config.task)
+    check_balance(task, config)
     base = require_model_folder(config.base)
     output = Path(config.output)
     inputs = _inputs(config)
@@ -95,11 +133,12 @@ def run(config: FinetuneConfig) -> Path:
     held_out = read_examples(task, config.data, "validation", reading)
 
     import torch
-    from transformers import TrainingArguments, set_seed
+    from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
     from transformers.utils import logging
 
     from septet.data.pack import load_tokenizer
-    from septet.modeling import keep_freed_memory, modeling_septet
+    from septet.modeling import keep_freed_memory
+    from septet.modeling.energy import EnergyMeter
     from septet.modeling.optim import make_optimizer, make_schedule
     from septet.modeling.watch import peak_memory_gib
 
@@ -114,18 +153,18 @@ def run(config: FinetuneConfig) -> Path:
         "classifier_dropout": config.dropout,
         **task.config_fields(train),
     }
-    model = getattr(modeling_septet, task.head).from_pretrained(base, dtype=torch.float32, **fields)
+    model = load_base(task, base, fields, in_4_bits=config.method == "qlora")
     check_tokenizer(tokenizer, model.config, base)
     task.check(held_out, model.config)
-    model.config.trained_heads = [task.head]
 
-    train_features, train_cut = _features(task, train, tokenizer, model.config)
+    shown = resampled(task, train, config, base)
+    train_features, train_cut = _features(task, shown, tokenizer, model.config)
     held_out_features, _ = _features(task, held_out, tokenizer, model.config)
     epochs = config.epochs or task.defaults.epochs
     batch_size = config.batch_size or task.defaults.batch_size
     learning_rate = config.learning_rate or (1e-2 if config.method == "lora" else 2e-3)
     smoothing = task.defaults.label_smoothing if config.label_smoothing is None else config.label_smoothing
-    if config.method == "lora":
+    if config.method != "full":
         model = _with_adapters(model, task, config)
 
     _start(config, inputs)
@@ -149,8 +188,13 @@ def run(config: FinetuneConfig) -> Path:
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
+        load_best_model_at_end=config.early_stopping > 0,
+        metric_for_best_model=f"eval_{task.primary_metric}" if task.scored_while_training else "eval_loss",
+        greater_is_better=task.scored_while_training,
         logging_steps=max(1, steps // 100),
         prediction_loss_only=True,
+        # Trainer guesses from the head's signature, which also takes `shift_labels`, and then finds no held-out loss.
+        label_names=[name for name in train_features[0] if name == "labels" or name.endswith("_positions")],
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
@@ -159,7 +203,7 @@ def run(config: FinetuneConfig) -> Path:
         seed=config.seed,
         max_grad_norm=1.0,
     )
-    optimizer = make_optimizer(config.optimizer, model, learning_rate, config.weight_decay)
+    optimizer = make_optimizer(config.optimizer, model, learning_rate, config.weight_decay, config.embedding_rate)
     schedule = make_schedule("linear", optimizer, int(config.warmup_share * steps), steps)
     trainer = _trainer_class()(
         model=model,
@@ -169,33 +213,47 @@ def run(config: FinetuneConfig) -> Path:
         data_collator=lambda features: task.collate(features, tokenizer),
         optimizers=(optimizer, schedule),
         label_smoothing=smoothing,
+        loss_function=loss_function(task, train, model.config, config),
+        score=partial(validation_score, task, tokenizer, held_out, 2 * micro_batch)
+        if task.scored_while_training
+        else None,
+        primary_metric=task.primary_metric,
+        on_epoch=on_epoch,
+        callbacks=[EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else None,
     )
     print(
-        f"finetune {task.name}: {len(train):,} rows, {steps:,} steps of {batch_size} sequences, "
+        f"finetune {task.name}: {len(shown):,} rows, {steps:,} steps of {batch_size} sequences, "
         f"learning rate {learning_rate:.2g}, {config.method}",
         flush=True,
     )
-    started = time.time()
+    started, energy = time.time(), EnergyMeter()
     resume = config.resume and checkpoints.is_dir() and any(checkpoints.glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=True if resume else None)
-    seconds = time.time() - started
+    seconds, joules = time.time() - started, energy.joules()
     if not trainer.is_world_process_zero():
         return output
 
-    history = trainer.state.log_history
-    if config.method == "lora":
+    history, scored = trainer.state.log_history, f"eval_{task.primary_metric}"
+    if config.method != "full":
         model.save_pretrained(output / "adapter")
+    if config.method == "lora":
         model = model.merge_and_unload()
+    elif config.method == "qlora":  # merged into the weights that 4 bits were made of
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(load_base(task, base, fields), output / "adapter").merge_and_unload()
+    model.eval()
+    model.config.trained_heads = [task.head]
+    offsets = tune_thresholds(task, model, tokenizer, held_out, 2 * micro_batch) if config.tune_thresholds else None
     model.config.hidden_dropout = model.config.classifier_dropout = 0.0  # the finished model is for use
-    settings = GenerationSettings(
-        config.num_beams or task.defaults.num_beams, config.max_new_tokens or task.defaults.max_new_tokens
-    )
-    task.finish(model, tokenizer, settings)
+    given = {name: getattr(config, name) for name in DECODING if getattr(config, name) is not None}
+    task.finish(model, tokenizer, replace(task.defaults, **given))
     final = output / "final"
     shutil.rmtree(final, ignore_errors=True)
     save_model(model, tokenizer, final)
     counts = {
         "rows": len(train),
+        "rows_shown": len(shown),
         "truncated": train_cut,
         "steps": trainer.state.global_step,
         "resolved": {
@@ -203,12 +261,15 @@ def run(config: FinetuneConfig) -> Path:
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "label_smoothing": smoothing,
+            **({"threshold_offsets": offsets} if offsets else {}),
         },
         "curves": {
             "train_loss": [[row["step"], row["loss"]] for row in history if "loss" in row],
             "validation_loss": [[row["step"], row["eval_loss"]] for row in history if "eval_loss" in row],
         },
+        "validation_score": [[row["step"], row[scored]] for row in history if scored in row],
         "training_seconds": round(seconds, 1),
+        "training_joules": joules,
         "peak_memory_gib": round(peak_memory_gib(), 3),
     }
     _finish(output, config, inputs, counts)
@@ -217,12 +278,102 @@ def run(config: FinetuneConfig) -> Path:
     return output
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """What `Task.finish` writes into generation_config.json."""
+def load_base(task: Any, base: Path, fields: dict[str, Any], in_4_bits: bool = False) -> Any:
+    """The checkpoint with the task's head, in float32 or, its layers' matrices, in 4 bits.
 
-    num_beams: int
-    max_new_tokens: int
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    import torch
+
+    from septet.modeling import modeling_septet
+
+    options: dict[str, Any] = {}
+    if in_4_bits:
+        from transformers import BitsAndBytesConfig
+        from transformers.utils import is_bitsandbytes_available
+
+        if not is_bitsandbytes_available():
+            raise UserError("--method qlora needs bitsandbytes; run: pip install bitsandbytes; or take --method lora")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+            llm_int8_skip_modules=["lm_head", *_NEW_MODULES.values()],
+        )
+    return getattr(modeling_septet, task.head).from_pretrained(base, dtype=torch.float32, **fields, **options)
+
+
+# ---- classes of unequal size
+
+
+def check_balance(task: Any, config: FinetuneConfig) -> None:
+    """Raises a `UserError` where an option for classes of unequal size is given to a task that has no classes."""
+    given = {
+        "--class-weights": config.class_weights != "none",
+        "--loss": config.loss != "cross_entropy",
+        "--sampling": config.sampling != "none",
+        "--tune-thresholds": config.tune_thresholds,
+    }
+    for option, is_given in given.items():
+        if is_given and not task.balances:
+            raise UserError(f"{option}: {task.name} has no classes to balance; leave it out, or take classification")
+    if task.name == "multilabel" and (config.loss == "logit_adjusted" or config.sampling != "none"):
+        option = "--loss logit_adjusted" if config.loss == "logit_adjusted" else f"--sampling {config.sampling}"
+        raise UserError(
+            f"{option}: a row of {task.name} has several labels, rare and frequent ones; take --class-weights, --loss focal "
+            "or --tune-thresholds"
+        )
+    if config.sampling_ratio < 1:
+        raise UserError(f"--sampling-ratio {config.sampling_ratio:g}: must be 1 (all classes alike) or more")
+
+
+def resampled(task: Any, train: list[Any], config: FinetuneConfig, base: Path) -> list[Any]:
+    """The rows to train on by --sampling."""
+    from septet.tasks.harness import imbalance
+
+    if config.sampling == "none":
+        return train
+    first, again = imbalance.drawn([e.reference for e in train], config.sampling, config.sampling_ratio, config.seed)
+    more = [train[i] for i in again]
+    if config.sampling == "synthetic":
+        texts = imbalance.rewritten([example.input["text"] for example in more], base, config.seed)
+        more = [replace(example, input={"text": text}) for example, text in zip(more, texts, strict=True)]
+    return [*(train[i] for i in first), *more]
+
+
+def loss_function(task: Any, train: list[Any], model_config: Any, config: FinetuneConfig) -> Any:
+    """The loss by --loss and --class-weights; None for the model's own."""
+    from septet.tasks.harness import imbalance
+
+    if config.loss == "cross_entropy" and config.class_weights == "none":
+        return None
+    counts = task.label_counts(train, model_config)
+    weights = None if config.class_weights == "none" else imbalance.class_weights(counts, config.class_weights)
+    several = model_config.problem_type == "multi_label_classification"
+    return imbalance.make_loss(config.loss, counts, weights, config.focal_gamma, several, len(train))
+
+
+def tune_thresholds(task: Any, model: Any, tokenizer: Any, held_out: list[Any], batch_size: int) -> dict[str, float]:
+    """Moves the classifier's bias to the best macro-F1 on validation; returns what was added to each label's score."""
+    import torch
+
+    from septet.tasks.harness import imbalance
+
+    scores, _ = task.logits(model, tokenizer, held_out, batch_size)
+    offsets = imbalance.tuned_offsets(scores, task.label_matrix(held_out, model.config))
+    model.classifier.bias.data += torch.as_tensor(offsets, dtype=torch.float32, device=model.device)
+    return {model.config.id2label[n]: round(float(offset), 2) for n, offset in enumerate(offsets)}
+
+
+def validation_score(task: Any, tokenizer: Any, held_out: list[Any], batch_size: int, model: Any) -> float:
+    """The task's first metric on the validation set, as the model stands."""
+    from septet.tasks.harness.metrics import score
+
+    predictions = [row["prediction"] for row in task.predict(model.eval(), tokenizer, held_out, batch_size)]
+    references, languages = [e.reference for e in held_out], [e.lang for e in held_out]
+    return score(task.family, predictions, references, languages)[task.primary_metric]
 
 
 def check_tokenizer(tokenizer: Any, config: Any, place: Path) -> None:
@@ -251,12 +402,12 @@ def _with_adapters(model: Any, task: Any, config: FinetuneConfig) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     kinds = {
-        "SeptetForCausalLM": (TaskType.CAUSAL_LM, None),
-        "SeptetForSequenceClassification": (TaskType.SEQ_CLS, ["classifier"]),
-        "SeptetForTokenClassification": (TaskType.TOKEN_CLS, ["token_classifier"]),
-        "SeptetForQuestionAnswering": (TaskType.QUESTION_ANS, ["qa_outputs"]),
+        "SeptetForCausalLM": TaskType.CAUSAL_LM,
+        "SeptetForSequenceClassification": TaskType.SEQ_CLS,
+        "SeptetForTokenClassification": TaskType.TOKEN_CLS,
+        "SeptetForQuestionAnswering": TaskType.QUESTION_ANS,
     }
-    task_type, new_modules = kinds[task.head]
+    task_type, new_modules = kinds[task.head], [_NEW_MODULES[task.head]] if task.head in _NEW_MODULES else None
     adapters = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
@@ -282,10 +433,22 @@ def _trainer_class() -> Any:
                 self.training_bar.set_postfix({k: f"{float(v):.3f}" for k, v in self.losses.items()}, refresh=False)
 
     class SeptetTrainer(Trainer):
-        """Trainer that asks a language-model head for the loss alone (no logits are held) and smooths its labels."""
+        """Trainer that asks a language-model head for the loss alone (no logits are held) and smooths its labels; that
+        trains a classifier by another loss if given; and that scores the model after each epoch."""
 
-        def __init__(self, *args: Any, label_smoothing: float = 0.0, **kwargs: Any):
+        def __init__(
+            self,
+            *args: Any,
+            label_smoothing: float = 0.0,
+            loss_function: Any = None,
+            score: Any = None,
+            primary_metric: str = "",
+            on_epoch: Any = None,
+            **kwargs: Any,
+        ):
             super().__init__(*args, **kwargs)
+            self.loss_function, self.score = loss_function, score
+            self.primary_metric, self.on_epoch = primary_metric, on_epoch
             self.remove_callback(ProgressCallback)
             self.add_callback(QuietProgress)
             self.loss_options = {}
@@ -298,12 +461,27 @@ def _trainer_class() -> Any:
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             options = dict(self.loss_options)
+            if self.loss_function is not None and model.training:
+                labels = inputs.pop("labels")
+                outputs = model(**inputs)
+                loss = self.loss_function(outputs.logits.float(), labels)
+                return (loss, outputs) if return_outputs else loss
             if options and model.training:
                 options["num_items_in_batch"] = num_items_in_batch
             elif options:
                 options["label_smoothing"] = 0.0  # held-out losses are comparable whatever training smooths
             outputs = model(**inputs, **options)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            found = super().evaluate(*args, **kwargs)
+            value = found["eval_loss"]
+            if self.score is not None:
+                value = found[f"eval_{self.primary_metric}"] = self.score(self.model)
+                self.log({f"eval_{self.primary_metric}": value})
+            if self.on_epoch is not None:
+                self.on_epoch(round(self.state.epoch), value)
+            return found
 
     return SeptetTrainer
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from septet.tasks.harness.task import Example, Task, padded_batches
 
+# Fields of `Defaults` that generation_config.json carries and a report states.
+DECODING = ("num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
 # One user message renders to exactly the prompt of training, so that transformers' text-generation pipeline answers.
 CHAT_TEMPLATE = "{{ bos_token }}<|source|>{{ messages[-1]['content'] }}<|target|>"
 
@@ -20,7 +22,8 @@ class GenerationTask(Task):
     head = "SeptetForCausalLM"
     attention_mode = "prefix"
     pipeline_tag = "text-generation"
-    source_role: ClassVar[str]
+    scored_while_training = False  # decoding takes longer than an epoch of a small set
+    source_role: ClassVar[str] = ""
 
     def prompt_ids(self, text: str, tokenizer: Any, room: int) -> tuple[list[int], bool]:
         """Token ids of the prompt, and whether the text was cut to leave `room` tokens for the answer."""
@@ -28,14 +31,22 @@ class GenerationTask(Task):
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [tokenizer.bos_token_id, source, *ids[:room], target], len(ids) > room
 
+    def source(self, example: Example) -> str:
+        """The text to read."""
+        return example.input[self.source_role]
+
+    def target(self, example: Example) -> str:
+        """The text to learn to write."""
+        return example.reference
+
     def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
         features = []
         answer_room = config.max_position_embeddings // 2
         for example in examples:
-            answer = tokenizer(example.reference, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            answer = tokenizer(self.target(example), add_special_tokens=False, split_special_tokens=True)["input_ids"]
             answer = [*answer[: answer_room - 1], tokenizer.eos_token_id]
             room = config.max_position_embeddings - len(answer) - 3
-            prompt, cut = self.prompt_ids(example.input[self.source_role], tokenizer, room)
+            prompt, cut = self.prompt_ids(self.source(example), tokenizer, room)
             features.append(
                 {
                     "input_ids": prompt + answer,
@@ -47,14 +58,17 @@ class GenerationTask(Task):
         return features
 
     def finish(self, model: Any, tokenizer: Any, settings: Any) -> None:
+        """Chat template and generation settings; `settings` has the fields of `Defaults`, the recipe's for any it lacks."""
         from transformers import GenerationConfig
 
         tokenizer.chat_template = CHAT_TEMPLATE
         tokenizer.padding_side = "left"  # a batch of prompts must end where the answers start
+        chosen = {name: getattr(settings, name, getattr(self.defaults, name)) for name in DECODING}
+        if chosen["num_beams"] == 1:
+            del chosen["length_penalty"]  # of beams alone; transformers refuses to save it beside greedy decoding
         model.generation_config = GenerationConfig(
             do_sample=False,  # written out: the pipeline's own default samples, even with beams
-            num_beams=settings.num_beams,
-            max_new_tokens=settings.max_new_tokens,
+            **chosen,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -66,10 +80,10 @@ class GenerationTask(Task):
 
         new_tokens = model.generation_config.max_new_tokens or 64
         room = max(8, model.config.max_position_embeddings - new_tokens - 3)
-        prompts = [self.prompt_ids(example.input[self.source_role], tokenizer, room) for example in examples]
+        prompts = [self.prompt_ids(self.source(example), tokenizer, room) for example in examples]
         rows: list[dict[str, Any]] = [{} for _ in examples]
         batches = list(padded_batches([len(ids) for ids, _ in prompts], batch_size))
-        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1):
+        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1, delay=1):
             length = max(len(prompts[i][0]) for i in indices)
             padding = [[0] * (length - len(prompts[i][0])) for i in indices]
             input_ids = [

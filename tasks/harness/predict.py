@@ -24,9 +24,12 @@ from septet.data.manifest import SCHEMA_VERSION, code_version, fingerprint, fini
 @dataclass(frozen=True)
 class EvaluateConfig:
     task: Annotated[str, tyro.conf.Positional]
-    """translation, classification, qa, summarization or ner"""
+    """translation, classification, multilabel, regression, qa, summarization or ner"""
     model: Path = Path("runs/task/final")
     """a fine-tuned checkpoint"""
+    ensemble: tuple[Path, ...] = ()
+    """more checkpoints of the same task and labels, other seeds for example: the mean of all answers is scored
+    (classification, multilabel, regression)"""
     data: str = "data"
     """the task's set, as for finetune; its train split serves the baselines"""
     output: Path = Path("reports/task")
@@ -45,6 +48,8 @@ class EvaluateConfig:
     """translation: from"""
     target_lang: str = "fr"
     """translation: to"""
+    corpus: Path | None = None
+    """the corpus that the model was pre-trained on (`septet corpus`): the report counts the test rows found in it"""
     showcase: Path | None = None
     """a JSON file with inputs by task that the report shows with the model's answers"""
     title: str | None = None
@@ -62,24 +67,35 @@ def run(config: EvaluateConfig) -> Path:
         UserError: unknown task; a model or set that is missing, damaged or does not fit; labels that train never had.
     """
     from septet.modeling.checkpoint import require_model_folder
+    from septet.tasks.harness.contamination import in_corpus, in_train
     from septet.tasks.harness.finetune import check_tokenizer, read_run
+    from septet.tasks.harness.generation import DECODING
     from septet.tasks.harness.report import write_task_report
-    from septet.tasks.harness.task import Reading, get_task, has_split, read_examples, split_file
+    from septet.tasks.harness.task import Reading, Task, get_task, has_split, read_examples, split_file
 
     task = get_task(config.task)
-    model_folder = require_model_folder(config.model)
-    head = read_json(model_folder / "config.json").get("architectures", ["?"])[0]
-    if head != task.head:
-        raise UserError(
-            f"{model_folder}: is a {head}; {task.name} needs a {task.head}; run `septet finetune {task.name}`"
-        )
+    folders = [require_model_folder(folder) for folder in (config.model, *config.ensemble)]
+    model_folder = folders[0]
+    for folder in folders:
+        head = read_json(folder / "config.json").get("architectures", ["?"])[0]
+        if head != task.head:
+            raise UserError(
+                f"{folder}: is a {head}; {task.name} needs a {task.head}; run `septet finetune {task.name}`"
+            )
+    if len(folders) > 1 and type(task).combined is Task.combined:
+        task.combined([])  # which says so
     is_local = not config.data.startswith("hub:")
     split = config.split or ("test" if is_local and has_split(Path(config.data), "test") else "validation")
     inputs: dict[str, Any] = {"model": model_folder}
+    inputs |= {f"ensemble {number}": folder for number, folder in enumerate(folders[1:], start=2)}
     if is_local:
         inputs["test"] = split_file(Path(config.data), split)
     if config.showcase:
         inputs["showcase"] = config.showcase
+    if config.corpus:
+        inputs["corpus"] = config.corpus
+        if not is_local:
+            raise UserError(f"--corpus: a set of the Hub is not compared with it; save {config.data} as a folder first")
     if finished(config.output, "evaluate", config, inputs, config.overwrite):
         return config.output
     reading = Reading(config.columns, config.lang, config.source_lang, config.target_lang)
@@ -93,21 +109,34 @@ def run(config: EvaluateConfig) -> Path:
 
     from septet.data.pack import load_tokenizer
     from septet.modeling import modeling_septet
+    from septet.modeling.energy import EnergyMeter
     from septet.modeling.watch import peak_memory_gib
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tokenizer = load_tokenizer(model_folder)
-    model = getattr(modeling_septet, task.head).from_pretrained(model_folder, dtype=torch.float32).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    check_tokenizer(tokenizer, model.config, model_folder)
-    task.check(examples, model.config)
+
+    def load(folder: Path) -> tuple[Any, Any]:
+        tokenizer = load_tokenizer(folder)
+        model = getattr(modeling_septet, task.head).from_pretrained(folder, dtype=torch.float32).eval()
+        check_tokenizer(tokenizer, model.config, folder)
+        task.check(examples, model.config)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+    model, tokenizer = load(model_folder)
 
     with writing(config.output, "evaluate", config, inputs) as out:
-        started = time.time()
+        started, energy = time.time(), EnergyMeter()
         predictions = task.predict(model, tokenizer, examples, config.batch_size)
-        seconds = time.time() - started
-        baselines = baseline_predictions(task.name, train, examples)
+        if config.ensemble:
+            members = [predictions]
+            for folder in folders[1:]:
+                other, its_tokenizer = load(folder)
+                if other.config.id2label != model.config.id2label:
+                    raise UserError(f"{folder}: has other labels than {model_folder}; an ensemble needs the same ones")
+                members.append(task.predict(other, its_tokenizer, examples, config.batch_size))
+            predictions = task.combined(members)
+        seconds, joules = time.time() - started, energy.joules()
+        baselines = baseline_predictions(task, train, examples)
         rows = [
             {
                 "id": example.id,
@@ -123,7 +152,7 @@ def run(config: EvaluateConfig) -> Path:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
         generation = getattr(model, "generation_config", None) if task.head == "SeptetForCausalLM" else None
-        names = ("num_beams", "max_new_tokens", "do_sample")
+        names = (*DECODING, "do_sample")
         place = inputs.get("test", config.data)
         trained_on = dict(run_manifest.get("inputs", {}).get("train", {}))
         if "path" in trained_on:
@@ -138,7 +167,8 @@ def run(config: EvaluateConfig) -> Path:
                 "num_parameters": model.num_parameters(),
                 "architecture": task.head,
                 "fingerprint": fingerprint(model_folder),
-                "adapter": run_manifest.get("config", {}).get("method") == "lora",
+                "adapter": run_manifest.get("config", {}).get("method", "full") != "full",
+                "ensemble": [shown_path(folder) for folder in folders[1:]],
             },
             "data": {
                 "train": {**trained_on, "rows": len(train)},
@@ -147,20 +177,23 @@ def run(config: EvaluateConfig) -> Path:
                     "sha256": fingerprint(Path(place)) if is_local else "",
                     "rows": len(rows),
                     "truncated": sum(row["truncated"] for row in rows),
-                    "skipped": 0,
+                    "in_train": in_train(train, examples),
+                    **({"in_corpus": in_corpus(inputs["test"], config.corpus, len(rows))} if config.corpus else {}),
                 },
             },
             "languages": sorted({row["lang"] for row in rows}),
             "seed": config.seed,
             "code_version": code_version(),
-            "decoding": {name: getattr(generation, name) for name in names} if generation is not None else {},
+            "decoding": {n: v for n in names if (v := getattr(generation, n, None)) is not None},
             "finetune": finetune_settings(run_manifest),
             "curves": run_manifest.get("counts", {}).get("curves", {}),
+            "validation_score": run_manifest.get("counts", {}).get("validation_score", []),
             "showcase": showcase(task, model, tokenizer, config),
             "seconds": {
                 "finetune": run_manifest.get("counts", {}).get("training_seconds", 0.0),
                 "predict": round(seconds, 2),
             },
+            "joules": {"finetune": run_manifest.get("counts", {}).get("training_joules"), "predict": joules},
             "peak_memory_gib": round(peak_memory_gib(), 3),
             "hardware": hardware(),
             "libraries": libraries(),
@@ -187,15 +220,18 @@ def scores(task: Any, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     from septet.tasks.harness import metrics
     from septet.tasks.metrics import load
 
-    family = task.name
+    family = task.family
     predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     languages = [row["lang"] for row in rows]
     found = metrics.compute(family, predictions, references, languages, seed=seed)
-    # The headline is what the published `evaluate` module gives; the bootstrap must stand around the same number.
-    module = load(task.metric_module).compute(predictions=predictions, references=references, languages=languages)
-    headline = module[task.primary_metric]
-    if abs(headline - found[task.primary_metric]["value"]) > 1e-6:
-        raise RuntimeError(f"{task.primary_metric}: {headline} by the evaluate module, {found[task.primary_metric]}")
+    if task.metric_module:
+        # The headline is what the published `evaluate` module gives; the bootstrap must stand around the same number.
+        module = load(task.metric_module).compute(predictions=predictions, references=references, languages=languages)
+        headline = module[task.primary_metric]
+        if abs(headline - found[task.primary_metric]["value"]) > 1e-6:
+            raise RuntimeError(
+                f"{task.primary_metric}: {headline} by the evaluate module, {found[task.primary_metric]}"
+            )
     baselines = {}
     for name in rows[0]["baselines"]:
         theirs = [row["baselines"][name] for row in rows]
@@ -215,18 +251,20 @@ def scores(task: Any, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         "scores": found,
         "baselines": baselines,
         "by_language": by_language,
-        **task.tables(predictions, references),
+        **task.tables(rows),
     }
 
 
-def baseline_predictions(task_name: str, train: list[Any], test: list[Any]) -> dict[str, list[Any]]:
+def baseline_predictions(task: Any, train: list[Any], test: list[Any]) -> dict[str, list[Any]]:
     """What the task's simple systems predict for `test`."""
     from septet.tasks.harness.baselines import baselines
 
     def as_rows(examples: list[Any]) -> list[dict[str, Any]]:
         return [{"id": e.id, "lang": e.lang, "input": e.input, "reference": e.reference} for e in examples]
 
-    return baselines(task_name, as_rows(train), as_rows(test))
+    if task.baselines is not None:
+        return {name: predict(as_rows(train), as_rows(test)) for name, predict in task.baselines.items()}
+    return baselines(task.name, as_rows(train), as_rows(test))
 
 
 def showcase(task: Any, model: Any, tokenizer: Any, config: EvaluateConfig) -> list[dict[str, str]]:

@@ -49,8 +49,12 @@ _EMPTY: dict[str, Any] = {
     "classes": [],
     "confusion": None,
     "curves": {},
+    "validation_score": [],
+    "calibration": None,
+    "folds": {},
     "showcase": [],
     "seconds": {},
+    "joules": {},
     "peak_memory_gib": None,
     "hardware": "",
     "libraries": {},
@@ -163,6 +167,10 @@ def _metric(name: str) -> str:
 
 def _minutes(report: Mapping[str, Any]) -> float:
     return sum(report["seconds"].values()) / 60
+
+
+def _kilojoules(joules: float | None) -> str:
+    return "not measured: no counter here" if joules is None else f"{joules / 1e3:,.1f}, the whole machine's"
 
 
 def _plain(value: Any) -> str:
@@ -279,10 +287,14 @@ def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     for split, part in data.items():
         groups[f"{split} data"] = [(key, _count(value)) for key, value in (part or {}).items()]
     groups["fine-tuning"] = [(key, _plain(value)) for key, value in report["finetune"].items()]
+    if folds := report["folds"]:
+        spread = f"{_number(folds['mean'])} ± {_number(folds['standard_deviation'])}"
+        groups["folds"] = [("values", ", ".join(map(_number, folds["values"]))), ("mean ± standard deviation", spread)]
     groups["decoding"] = [(key, _plain(value)) for key, value in report["decoding"].items()]
     memory = report["peak_memory_gib"]
     groups["time and machine"] = [
         *((f"{stage} (seconds)", f"{seconds:,.1f}") for stage, seconds in report["seconds"].items()),
+        *((f"{stage} (kilojoules)", _kilojoules(joules)) for stage, joules in report["joules"].items()),
         ("peak memory", "–" if memory is None else f"{memory:.2f} GiB"),
         ("hardware", _plain(report["hardware"]) or "–"),
         ("code", _plain(report["code_version"]) or "–"),
@@ -293,10 +305,22 @@ def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _left_out(report: Mapping[str, Any]) -> str:
-    """One line about the test rows that were cut or skipped."""
+    """One line about the test rows that were cut, and those that the model may have seen."""
     test = report["data"].get("test") or {}
-    rows, truncated, skipped = (_count(test.get(key)) for key in ("rows", "truncated", "skipped"))
-    return f"{rows} test rows; truncated to the model's context: {truncated}; skipped: {skipped}."
+    rows, truncated, in_train = (_count(test.get(key)) for key in ("rows", "truncated", "in_train"))
+    line = f"{rows} test rows; truncated to the model's context: {truncated}; also in train, to the letter: {in_train}."
+    if found := test.get("in_corpus"):
+        line += (
+            f" A piece of {_count(found['rows_found'])} stands in the pre-training corpus, of "
+            f"{_count(found['rows_checked'])} that are long enough to tell."
+        )
+    _, baseline = best_baseline(report) or ("", {})
+    if detectable := (baseline.get("difference") or {}).get("detectable"):
+        line += (
+            f" A paired test on these rows finds a difference from the best baseline of {_number(detectable)} or more in "
+            "four cases of five."
+        )
+    return line
 
 
 _SYNTHETIC = (
@@ -326,6 +350,21 @@ def _classes_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str
     return ["class" if report["confusion"] else "entity", "precision", "recall", "F1", "support"], rows
 
 
+def _calibration_line(calibration: Mapping[str, Any]) -> str:
+    return (
+        f"Expected calibration error {_number(calibration['ece'])} % (15 bins; Guo et al. 2017), Brier score "
+        f"{calibration['brier']:.3f}: how far the stated probabilities are from how often the model is right."
+    )
+
+
+def _calibration_table(calibration: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    rows = [
+        (f"{b['low']:.0f}–{b['high']:.0f}", _number(b["confidence"]), _number(b["accuracy"]), _count(b["rows"]))
+        for b in calibration["bins"]
+    ]
+    return ["probability, %", "stated, %", "right, %", "rows"], rows
+
+
 def _task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"# {_md(report['title'])}\n"]
     if report["synthetic"]:
@@ -346,6 +385,8 @@ def _task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
     if report["by_language"]:
         header, lines = _languages_table(report)
         parts += ["## By language\n", _md_table([_md(h) for h in header], lines)]
+    if calibration := report["calibration"]:
+        parts += [f"## Calibration\n\n{_calibration_line(calibration)}\n", _md_table(*_calibration_table(calibration))]
     if report["classes"]:
         header, lines = _classes_table(report)
         parts += [f"## {_classes_heading(report)}\n", _md_table(header, lines)]
@@ -526,6 +567,11 @@ def _section(directory: Path) -> dict[str, Any]:
         "summary": _summary(report),
         "bars": _bars(report),
         "picture": line_picture(curves, "loss") if curves else None,
+        "score_picture": line_picture({"validation": report["validation_score"]}, _metric(report["primary_metric"]))
+        if len(report["validation_score"]) > 1
+        else None,
+        "calibration": report["calibration"],
+        "calibration_line": _calibration_line(report["calibration"]) if report["calibration"] else "",
         "languages": _languages_table(report) if len(report["by_language"]) > 1 else None,
         "classes": _classes_table(report) if report["classes"] else None,
         "classes_heading": _classes_heading(report),

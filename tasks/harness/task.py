@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,6 +54,12 @@ class Defaults:
     label_smoothing: float = 0.0
     num_beams: int = 1
     max_new_tokens: int = 64
+    length_penalty: float = 1.0
+    """of beams, as transformers has it: they are compared by log-probability / tokens ** length_penalty, so more of it
+    favours longer answers"""
+    no_repeat_ngram_size: int = 0
+    """no run of so many tokens twice (Paulus et al. 2018), the prompt's included, so that an answer cannot quote either;
+    0: allowed"""
 
 
 class Task:
@@ -70,9 +76,22 @@ class Task:
     attention_mode: ClassVar[str]
     pipeline_tag: ClassVar[str]
     primary_metric: ClassVar[str]
-    metric_module: ClassVar[str]
-    """file in septet/tasks/metrics"""
+    metrics: ClassVar[Any] = None
+    """a family of harness.metrics by its name, or a tuple of `Metric`s of the task's own; None: the family of its name"""
+    metric_module: ClassVar[str | None] = None
+    """file in septet/tasks/metrics that the scores are checked against, if there is one"""
+    baselines: ClassVar[Mapping[str, Callable[..., list[Any]]] | None] = None
+    """name -> function of (train rows, test rows) to predictions; None: those of harness.baselines under its name"""
     defaults: ClassVar[Defaults] = Defaults()
+    balances: ClassVar[bool] = False
+    """whether it has classes, which may be of unequal size (harness.imbalance)"""
+    scored_while_training: ClassVar[bool] = True
+    """whether the validation set is predicted and scored after each epoch; else its loss stands for the score"""
+
+    @property
+    def family(self) -> Any:
+        """What harness.metrics scores it by."""
+        return self.name if self.metrics is None else self.metrics
 
     # ---- rows
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
@@ -118,6 +137,16 @@ class Task:
         """For each example a row with `prediction`, `truncated`, and whatever else the report should show."""
         raise NotImplementedError
 
+    def combined(self, members: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """The answers of several models to the same rows as one (an ensemble).
+
+        Raises:
+            UserError: this task's answers cannot be combined.
+        """
+        raise UserError(
+            f"--ensemble: answers of {self.name} cannot be combined; classification, multilabel and regression can"
+        )
+
     def showcase(self, given: Mapping[str, Any]) -> Example:
         """An input typed by a person, as an example without a reference."""
         raise NotImplementedError
@@ -126,8 +155,8 @@ class Task:
         """A prediction as a person reads it."""
         return str(prediction["prediction"])
 
-    def tables(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, Any]:
-        """Further parts of the report: `classes`, `confusion`."""
+    def tables(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Further parts of the report, from the rows of predictions.jsonl: `classes`, `confusion`, `calibration`."""
         return {}
 
 
@@ -218,8 +247,12 @@ def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
         raise UserError(
             f"{name}: cannot be loaded ({str(error).splitlines()[0]}); check the name and the network"
         ) from error
-    labels = {n: f for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
-    return [{**row, **{n: f.int2str(row[n]) for n, f in labels.items()}} for row in data]
+    names = {}  # of columns that hold numbers of classes, or lists of them
+    for column, feature in data.features.items():
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, datasets.ClassLabel):
+            names[column] = inner.int2str
+    return [{**row, **{column: named(row[column]) for column, named in names.items()}} for row in data]
 
 
 def language(row: Mapping[str, Any], reading: Reading) -> str:

@@ -1,7 +1,8 @@
-"""Local `evaluate` modules, one a metric family: bleu, classification, squad, rouge, entity_f1.
+"""Local `evaluate` modules, one a metric family: bleu, classification, multilabel, regression, squad, rouge, entity_f1.
 
 Each works offline, by `evaluate.load(path of the file)` or by `load(name)` here. `compute` takes `predictions`, `references`
-and `languages` (the code of the references' language, or one a row) and returns {metric: value}, 0 to 100.
+and `languages` (the code of the references' language, or one a row) and returns {metric: value}, on the scales that
+`septet.tasks.harness.metrics` states.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Accuracy, macro, micro and weighted F1, macro precision and recall of labels, as scikit-learn defines them."""
+"""Accuracy, macro, micro and weighted F1, macro precision and recall, and MCC of labels, as scikit-learn defines them."""
 
 import datasets
 import evaluate

@@ -1,11 +1,12 @@
-"""Strict micro F1, precision and recall of entities in IOB2 tags, as seqeval's strict mode."""
+"""Strict micro F1, precision and recall of entities in IOB2 tags, as seqeval has it, and SemEval-2013's partial F1."""
 
 import datasets
 import evaluate
 
 from septet.tasks.harness import metrics
 
-CITATION = """Tjong Kim Sang, De Meulder, Introduction to the CoNLL-2003 Shared Task, CoNLL 2003."""
+CITATION = """Tjong Kim Sang, De Meulder, Introduction to the CoNLL-2003 Shared Task, CoNLL 2003.
+Segura-Bedmar, Martínez, Herrero-Zazo, SemEval-2013 Task 9: Extraction of Drug-Drug Interactions, SemEval 2013."""
 
 
 class EntityF1(evaluate.Metric):
