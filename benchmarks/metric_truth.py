@@ -382,32 +382,35 @@ SIMULATED = [
 
 def populations(
     options: argparse.Namespace, systems: int
-) -> Iterator[tuple[str, metrics.Metric, list[Any], list[Any]]]:
+) -> Iterator[tuple[str, str, metrics.Metric, list[Any], list[Any]]]:
     for family, language, name in SIMULATED:
         data = options.data if family in REAL else None
         *predictions, references = cases(family, language, options.population, data, systems=systems)
-        yield f"{family} | {name}", metrics.get(family, name), predictions, references
+        yield f"{family} | {name}", language, metrics.get(family, name), predictions, references
 
 
-def statistics_of(metric: metrics.Metric, predictions: list[list[Any]], references: list[Any]) -> list[np.ndarray]:
+def statistics_of(
+    metric: metrics.Metric, predictions: list[list[Any]], references: list[Any], language: str
+) -> list[np.ndarray]:
     """The statistics of each system, as `metrics.difference` gets them."""
     if not metric.joint:
-        return [metric.statistics(one, references, ["en"] * len(references)) for one in predictions]
+        return [metric.statistics(one, references, [language] * len(references)) for one in predictions]
     systems = len(predictions)
     every = [prediction for one in predictions for prediction in one]
-    both = metric.statistics(every, references * systems, ["en"] * len(every))
+    both = metric.statistics(every, references * systems, [language] * len(every))
     return np.split(both, systems)
 
 
 def sampler(
-    metric: metrics.Metric, predictions: list[list[Any]], references: list[Any]
+    metric: metrics.Metric, predictions: list[list[Any]], references: list[Any], language: str
 ) -> Callable[[np.random.Generator], list[np.ndarray]]:
     """A function that gives the statistics of a new sample of rows, of each system.
 
     Of two systems a coin decides, row by row, whose answer is whose: so they are equally good on the population, too.
     """
     ranked = metric.name == "spearman"  # each sample has ranks of its own
-    parts = [np.asarray(part) for part in predictions] if ranked else statistics_of(metric, predictions, references)
+    parts = predictions if ranked else statistics_of(metric, predictions, references, language)
+    parts = [np.asarray(part) for part in parts]
 
     def draw(generator: np.random.Generator) -> list[np.ndarray]:
         rows = generator.integers(len(references), size=ROWS)
@@ -416,7 +419,7 @@ def sampler(
             swap = (generator.random(ROWS) < 0.5).reshape(-1, *[1] * (drawn[0].ndim - 1))
             drawn = [np.where(swap, *drawn), np.where(swap, *drawn[::-1])]
         if ranked:
-            return statistics_of(metric, [part.tolist() for part in drawn], [references[row] for row in rows])
+            return statistics_of(metric, [part.tolist() for part in drawn], [references[row] for row in rows], language)
         return drawn
 
     return draw
@@ -427,10 +430,10 @@ def coverage(options: argparse.Namespace) -> None:
     print(
         "| family | metric | true score | covered, % | missed below, % | above, % |\n| --- | --- | ---: | ---: | ---: | ---: |"
     )
-    for label, metric, predictions, references in populations(options, systems=1):
+    for label, language, metric, predictions, references in populations(options, systems=1):
         generator = np.random.default_rng(0)
-        draw = sampler(metric, predictions, references)
-        [whole] = statistics_of(metric, predictions, references)
+        draw = sampler(metric, predictions, references, language)
+        [whole] = statistics_of(metric, predictions, references, language)
         truth = float(metric.aggregate(whole.sum(0)))
         missed = np.zeros(2)
         for trial in range(options.trials):
@@ -447,9 +450,9 @@ def alarms(options: argparse.Namespace) -> None:
     print(
         "| family | metric | randomisation, % | bootstrap interval, % | both, % |\n| --- | --- | ---: | ---: | ---: |"
     )
-    for label, metric, predictions, references in populations(options, systems=2):
+    for label, language, metric, predictions, references in populations(options, systems=2):
         generator = np.random.default_rng(1)
-        draw = sampler(metric, predictions, references)
+        draw = sampler(metric, predictions, references, language)
         counts = np.zeros(3)
         for trial in range(options.trials):
             found = compare(metric, *draw(generator), seed=trial)

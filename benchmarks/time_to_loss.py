@@ -45,7 +45,7 @@ SEPTET_OPTIONS: dict[str, Any] = {
     "micro_batch_size": 8, "tokens_per_step": 2048, "learning_rate": 3e-3, "schedule": "linear", "warmup_share": 0.02,
 }  # fmt: skip
 SHARES = tuple(round(1.25**exponent, 4) for exponent in range(-14, 5))  # budgets of Septet in the peer's seconds
-FIRST_SHARE = 1.25**-6  # a quarter, nearly
+FIRST_SHARE = 1.25**-7  # a fifth, nearly
 CURVE_BLOCKS = 64  # held-out blocks of the points of the peer's curve
 TIMED_STEPS = 24  # of a timing run, whose first third is not counted
 

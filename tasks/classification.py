@@ -87,7 +87,7 @@ class Classification(Task):
         cut = [feature.pop("truncated") for feature in features]
         scores = np.zeros((len(examples), model.config.num_labels), dtype=np.float32)
         batches = list(padded_batches([len(f["input_ids"]) for f in features], batch_size))
-        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1):
+        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1, delay=1):
             batch = self.collate([features[i] for i in indices], tokenizer)
             with torch.no_grad():
                 found = model(**{k: v.to(model.device) for k, v in batch.items()}).logits

@@ -108,7 +108,7 @@ class NamedEntities(Task):
         tags: list[list[str]] = [["O"] * len(example.input["tokens"]) for example in examples]
         margins = [[-1] * len(example.input["tokens"]) for example in examples]
         batches = list(padded_batches([len(w["input_ids"]) for w in windows], batch_size))
-        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1):
+        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1, delay=1):
             batch = self.collate([{"input_ids": windows[i]["input_ids"]} for i in indices], tokenizer)
             with torch.no_grad():
                 best = model(**{k: v.to(model.device) for k, v in batch.items()}).logits.argmax(-1).tolist()

@@ -99,7 +99,7 @@ class QuestionAnswering(Task):
         best: list[tuple[float, str]] = [(-1e9, "")] * len(examples)
         null = [1e9] * len(examples)
         batches = list(padded_batches([len(w["input_ids"]) for w in windows], batch_size))
-        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1):
+        for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1, delay=1):
             batch = self.collate([{"input_ids": windows[i]["input_ids"]} for i in indices], tokenizer)
             with torch.no_grad():
                 output = model(**{k: v.to(model.device) for k, v in batch.items()})

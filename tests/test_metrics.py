@@ -14,7 +14,6 @@ from septet.data.errors import UserError
 from septet.tasks import metrics as modules
 from septet.tasks.harness import metrics, predict
 from septet.tasks.harness.metrics.ner import partial_credit
-from septet.tasks.harness.metrics.summarization import common_subsequence
 from septet.tasks.harness.task import Example, Task
 
 TEXTS = {
@@ -470,15 +469,6 @@ def test_rouge_on_ascii_is_rouge_score(multiple):
     assert scores["rougeLsum"] > scores["rougeL"] + 1  # the texts have several sentences
     signature = metrics.compute("summarization", predictions[:2], lists[:2], "en", resamples=2)["rouge1"]["signature"]
     assert ("refs:best" in signature) == any(len(texts) > 1 for texts in lists[:2])
-
-
-def test_common_subsequence_is_rouge_scores():
-    from rouge_score.rouge_scorer import lcs_ind
-
-    generator = random.Random(0)
-    for _ in range(300):
-        one, two = (generator.choices("abcd", k=generator.randint(0, 30)) for _ in range(2))
-        assert common_subsequence(one, two)[::-1] == lcs_ind(one, two)
 
 
 def test_sentences_of_a_summary_end_where_its_language_says():

@@ -197,7 +197,10 @@ def test_a_task_from_base_to_report(name: str, sets: Path, base: Path, tmp_path:
         predict.run(dataclasses.replace(evaluation, batch_size=8))
 
 
-def test_lora_trains_adapters_and_merges_them(sets: Path, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_lora_trains_adapters_and_merges_them(method: str, sets: Path, base: Path, tmp_path: Path) -> None:
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
     from peft import PeftModel
 
     from septet.modeling.modeling_septet import SeptetForSequenceClassification
@@ -209,7 +212,7 @@ def test_lora_trains_adapters_and_merges_them(sets: Path, base: Path, tmp_path: 
             base=base,
             data=str(sets / "classification"),
             output=run,
-            method="lora",
+            method=method,
             epochs=2,
             batch_size=4,
         )
@@ -225,6 +228,32 @@ def test_lora_trains_adapters_and_merges_them(sets: Path, base: Path, tmp_path: 
         for m in (merged, SeptetForSequenceClassification.from_pretrained(base, **fields))
     ]
     assert not torch.equal(*weights)
+
+
+def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, options in {
+        "plain": {},
+        "bf16": {"mixed_precision": "bf16"},
+        "checkpointing": {"activation_checkpointing": True},
+    }.items():
+        run = tmp_path / name
+        config = finetune.FinetuneConfig(
+            "translation",
+            base=base,
+            data=str(sets / "translation"),
+            output=run,
+            epochs=1,
+            batch_size=4,
+            dropout=0.0,
+            **options,
+        )
+        finetune.run(config)
+        losses[name] = json.loads((run / "manifest.json").read_text())["counts"]["curves"]["train_loss"]
+    assert losses["checkpointing"] == losses["plain"]
+    assert losses["bf16"] != losses["plain"]
+    for (_, one), (_, other) in zip(losses["bf16"], losses["plain"], strict=True):
+        assert one == pytest.approx(other, rel=0.03)
 
 
 def row(name: str, **changes) -> dict:

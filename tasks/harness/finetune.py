@@ -71,6 +71,10 @@ class FinetuneConfig:
     """of beams: above 1 favours longer answers; default: the recipe's"""
     no_repeat_ngram_size: int | None = None
     """no run of so many tokens twice in an answer, nor one of the prompt's; 0: allowed; default: the recipe's"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16: products in bfloat16, weights and optimizer in float32"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
     lora_rank: int = 16
     """rank of the adapters; alpha is twice that"""
     early_stopping: int = 0
@@ -192,6 +196,8 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         metric_for_best_model=f"eval_{task.primary_metric}" if task.scored_while_training else "eval_loss",
         greater_is_better=task.scored_while_training,
         logging_steps=max(1, steps // 100),
+        bf16=config.mixed_precision == "bf16",
+        gradient_checkpointing=config.activation_checkpointing,
         prediction_loss_only=True,
         # Trainer guesses from the head's signature, which also takes `shift_labels`, and then finds no held-out loss.
         label_names=[name for name in train_features[0] if name == "labels" or name.endswith("_positions")],

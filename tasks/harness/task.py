@@ -112,6 +112,7 @@ class Task:
 
     def collate(self, features: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, Any]:
         """A padded batch of tensors: ids with pad, labels with -100, on the right."""
+        import numpy as np
         import torch
 
         length = max(len(feature["input_ids"]) for feature in features)
@@ -126,7 +127,7 @@ class Task:
                 rows = [[*f[key], *[-100] * (length - len(f[key]))] for f in features]
             else:
                 rows = [f[key] for f in features]
-            batch[key] = torch.tensor(rows)
+            batch[key] = torch.from_numpy(np.stack(rows)) if isinstance(rows[0], np.ndarray) else torch.tensor(rows)
         return batch
 
     def finish(self, model: Any, tokenizer: Any, settings: Any) -> None:

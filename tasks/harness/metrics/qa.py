@@ -28,9 +28,9 @@ def answer_tokens(text: str, language: str) -> list[str]:
     """Tokens of an answer after SQuAD's normalisation; two answers match exactly if their tokens are equal.
 
     - en: the official SQuAD script: lower case, ASCII punctuation deleted, *a an the* deleted, split at white space.
-    - fr: the same with the articles of FQuAD (d'Hoffschmidt et al. 2020): *le la les l' du des au aux un une*; *l'* goes
-      before the apostrophe does, and all Unicode punctuation is deleted (« » ’ …). FQuAD's script is not public; the one of
-      FrenchBench (Faysse et al. 2024) knows *un une des le la les* alone and makes one word of *l'été*.
+    - fr: the same with *le la les l' du des au aux un une*; *l'* goes before the apostrophe does, and all Unicode
+      punctuation is deleted (« » ’ …). The list is ours: we have not found the script that FQuAD (d'Hoffschmidt et al. 2020)
+      was scored with; FrenchBench's (Faysse et al. 2024) knows *un une des le la les* alone and makes one word of *l'été*.
     - zh: as MLQA's script has it (Lewis et al. 2020): lower case, all Unicode punctuation deleted, each Chinese character
       a token, everything else split at white space.
     """
