@@ -14,18 +14,19 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+from real_route import septet
 
 from septet.data.documents import read_rows, write_jsonl
 from septet.tasks.harness import metrics
+from septet.tasks.harness.report import read_predictions
 from septet.tasks.harness.task import split_file
 
+VERB = "septet.tasks.cli"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "class weights, balanced": ("--class-weights", "balanced"),
@@ -77,22 +78,29 @@ def cut(config: Config, name: str) -> Path:
     return folder
 
 
-def septet(*arguments: str | Path, log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with open(log, "a") as stream:
-        command = [sys.executable, "-m", "septet.tasks.cli", *map(str, arguments)]
-        subprocess.run(command, stdout=stream, stderr=stream, check=True, env=environment)
+def place_of(config: Config, name: str, option: str, seed: int) -> Path:
+    """Where one run lies."""
+    return config.output / name.replace(" ", "_") / option.replace(" ", "_").replace(",", "") / f"seed{seed}"
 
 
 def one(config: Config, name: str, option: str, seed: int) -> None:
     """One run and its evaluation."""
-    place = config.output / name.replace(" ", "_") / option.replace(" ", "_").replace(",", "") / f"seed{seed}"
+    place = place_of(config, name, option, seed)
     data, reading = cut(config, name), SETS[name][1]
     common = ("classification", "--data", data, *reading)
     how = ("--base", config.base, "--epochs", str(config.epochs), "--seed", str(seed), "--resume")
-    septet("finetune", *common, *how, "--output", place / "run", *OPTIONS[option], log=place / "log")
-    septet("evaluate", *common, "--model", place / "run" / "final", "--output", place / "report", log=place / "log")
+    septet(VERB, "finetune", *common, *how, "--output", place / "run", *OPTIONS[option], log=place / "log", threads=1)
+    septet(
+        VERB,
+        "evaluate",
+        *common,
+        "--model",
+        place / "run" / "final",
+        "--output",
+        place / "report",
+        log=place / "log",
+        threads=1,
+    )
     score = json.loads((place / "report" / "report.json").read_text())["scores"]["macro_f1"]["value"]
     print(f"{name}: {option}, seed {seed}: macro-F1 {score:.1f}", flush=True)
 
@@ -101,9 +109,8 @@ def answers(config: Config, name: str, option: str) -> tuple[list[str], list[str
     """Predictions, references and languages of all seeds' rows, and each seed's macro-F1."""
     rows, scores = [], []
     for seed in range(config.seeds):
-        place = config.output / name.replace(" ", "_") / option.replace(" ", "_").replace(",", "") / f"seed{seed}"
-        lines = (place / "report" / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        rows += [json.loads(line) for line in lines if line]
+        place = place_of(config, name, option, seed)
+        rows += read_predictions(place / "report")
         scores.append(json.loads((place / "report" / "report.json").read_text())["scores"]["macro_f1"]["value"])
     return [r["prediction"] for r in rows], [r["reference"] for r in rows], [r["lang"] for r in rows], scores
 

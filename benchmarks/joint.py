@@ -18,14 +18,14 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from real_route import septet
 
+VERB = "septet.tasks.cli"
 TASKS = {
     "trec6_en": ("classification", ("--lang", "en", "--epochs", "4")),
     "conll2003_en": ("ner", ("--lang", "en", "--epochs", "2", "--max-rows", "5000")),
@@ -55,13 +55,9 @@ class Config:
     """runs at the same time, each on one core"""
 
 
-def septet(*arguments: str | Path, log: Path) -> None:
-    """One verb on one thread, its output in a log; raises if it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with open(log, "a") as stream:
-        command = [sys.executable, "-m", "septet.tasks.cli", *map(str, arguments)]
-        subprocess.run(command, stdout=stream, stderr=stream, check=True, env=environment)
+def place_of(config: Config, name: str, seed: int) -> Path:
+    """Where one run lies."""
+    return config.output / name.replace(", ", "_").replace(" ", "_") / f"seed{seed}"
 
 
 def objectives(config: Config) -> dict[str, tuple[str, float]]:
@@ -88,20 +84,31 @@ def steps(config: Config, objective: str, share: float) -> int:
 def one(config: Config, name: str, seed: int) -> None:
     """Pre-trains, and fine-tunes and scores each task."""
     objective, share = objectives(config)[name]
-    place = config.output / name.replace(", ", "_").replace(" ", "_") / f"seed{seed}"
+    place = place_of(config, name, seed)
     log = place / "log"
     septet(
-        "pretrain", "--preset", config.preset, "--objective", objective, "--joint-causal-share", str(share),
+        VERB, "pretrain", "--preset", config.preset, "--objective", objective, "--joint-causal-share", str(share),
         "--data", config.packed, "--output", place / "pretrain", "--steps", str(steps(config, objective, share)),
         "--tokens-per-step", str(config.tokens_per_step), "--seed", str(seed), "--save-every", "10000",
-        "--validate-every", "10000", "--validation-sequences", "256", "--resume", log=log,
+        "--validate-every", "10000", "--validation-sequences", "256", "--resume", log=log, threads=1,
     )  # fmt: skip
     for data, (task, reading) in TASKS.items():
         run = place / data
         common = (task, "--data", config.data / data)
         base = ("--base", place / "pretrain" / "final", "--output", run / "run", "--seed", str(seed), "--resume")
-        septet("finetune", *common, *base, *reading, log=log)
-        septet("evaluate", *common, *reading[:2], "--model", run / "run" / "final", "--output", run / "report", log=log)
+        septet(VERB, "finetune", *common, *base, *reading, log=log, threads=1)
+        septet(
+            VERB,
+            "evaluate",
+            *common,
+            *reading[:2],
+            "--model",
+            run / "run" / "final",
+            "--output",
+            run / "report",
+            log=log,
+            threads=1,
+        )
     print(
         f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in found(config, name, seed).items()), flush=True
     )
@@ -109,7 +116,7 @@ def one(config: Config, name: str, seed: int) -> None:
 
 def found(config: Config, name: str, seed: int) -> dict[str, float]:
     """Every figure of a run."""
-    place = config.output / name.replace(", ", "_").replace(" ", "_") / f"seed{seed}"
+    place = place_of(config, name, seed)
     validation = json.loads((place / "pretrain" / "manifest.json").read_text())["counts"]["validation"]
     figures = {f"bits per byte, {k}": v["bits_per_byte"] for k, v in validation.items() if "bits_per_byte" in v}
     for data in TASKS:

@@ -1,7 +1,8 @@
 """Where a run begins: at its start, at its newest whole checkpoint, at another run's, or nowhere, if it is finished.
 
 `run.json` in the run's directory says what the run is: the options that decide its weights, the digests of the data and
-of the weights that it starts from, the environment, and what was changed on the way. One process reads and decides; all begin where it says.
+of the weights that it starts from, the environment, and what was changed on the way. One process reads and decides; all
+begin where it says.
 """
 
 from __future__ import annotations

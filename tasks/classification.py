@@ -26,7 +26,7 @@ class Classification(Task):
     pipeline_tag = "text-classification"
     primary_metric = "macro_f1"
     metric_module = "classification"
-    balances = True
+    balances = "one"
     defaults = Defaults(epochs=4)
 
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:

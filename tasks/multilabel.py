@@ -23,6 +23,7 @@ class MultiLabel(Classification):
     hub_id = "google-research-datasets/go_emotions"
     columns = {"text": "text", "labels": "labels"}
     metric_module = "multilabel"
+    balances = "several"
 
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
         labels = row[columns["labels"]]

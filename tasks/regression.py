@@ -24,7 +24,7 @@ class Regression(Classification):
     columns = {"text": "sentence", "score": "label"}
     primary_metric = "pearson"
     metric_module = "regression"
-    balances = False
+    balances = ""
 
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
         value = row[columns["score"]]

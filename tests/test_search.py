@@ -47,6 +47,11 @@ def options(base: Path, data: Path, output: Path) -> dict:
     return {"task": "classification", "base": base, "data": str(data), "output": output, "epochs": 2, "batch_size": 8}
 
 
+def study_of(folder: Path):
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.log"))
+    return optuna.load_study(study_name="classification", storage=optuna.storages.JournalStorage(backend))
+
+
 SPACE = {"learning_rate": "1e-4:1e-2:log", "dropout": "0.0,0.1"}
 
 
@@ -54,12 +59,7 @@ def test_a_study_goes_on_and_keeps_the_best(base: Path, data: Path, tmp_path: Pa
     config = SearchConfig(**options(base, data, tmp_path / "study"), trials=2, space=SPACE, prune=False)
     search.run(config)
     page = search.run(dataclasses.replace(config, trials=3))
-    study = optuna.load_study(
-        study_name="classification",
-        storage=optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(tmp_path / "study" / "study.log"))
-        ),
-    )
+    study = study_of(tmp_path / "study")
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
     assert len({t.params["learning_rate"] for t in study.trials}) == 3
     run = json.loads((tmp_path / "study" / "best" / "manifest.json").read_text())
@@ -99,10 +99,7 @@ def test_a_trial_whose_process_died_is_done_again(base: Path, data: Path, tmp_pa
     )
     assert subprocess.run([sys.executable, "-c", kill], check=False).returncode == -9
     search.run(config)
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study" / "study.log"))
-    )
-    trials = optuna.load_study(study_name="classification", storage=storage).trials
+    trials = study_of(tmp_path / "study").trials
     assert [t.state.name for t in trials] == ["FAIL", "COMPLETE"]
     assert trials[0].params == trials[1].params
 
@@ -116,10 +113,7 @@ def test_a_bad_trial_is_given_up(base: Path, data: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(search.finetune, "run", pretended)
     search.run(SearchConfig(**options(base, data, tmp_path / "study"), trials=5, space=SPACE))
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study" / "study.log"))
-    )
-    trials = optuna.load_study(study_name="classification", storage=storage).trials
+    trials = study_of(tmp_path / "study").trials
     assert [t.state.name for t in trials] == ["COMPLETE"] * 4 + ["PRUNED"]
     assert "given up" in (tmp_path / "study" / "index.html").read_text()
 

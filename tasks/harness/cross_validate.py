@@ -10,7 +10,6 @@ folds stands beside it. A fold that is finished is not done again; the folds' mo
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -83,7 +82,7 @@ def parts(task: Any, examples: list[Any], folds: int, seed: int) -> list[list[in
     from sklearn.model_selection import KFold, StratifiedKFold
 
     labels = [example.reference for example in examples]
-    by_label = task.balances and isinstance(labels[0], str)
+    by_label = task.balances == "one"
     splitter = (StratifiedKFold if by_label else KFold)(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # its rows are spread as far as they go
@@ -92,14 +91,13 @@ def parts(task: Any, examples: list[Any], folds: int, seed: int) -> list[list[in
 
 def together(config: CrossValidateConfig, task: Any, reports: list[Path], ids: list[str]) -> Path:
     """One evaluation over the rows of all folds, in the order of train."""
-    from septet.tasks.harness.report import write_task_report
+    from septet.tasks.harness.report import read_predictions, write_task_report
 
     output = config.output / "report"
     found: dict[str, dict[str, Any]] = {}
     single = [read_json(folder / "report.json") for folder in reports]
     for folder in reports:
-        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        found |= {row["id"]: row for row in map(json.loads, filter(None, lines))}
+        found |= {row["id"]: row for row in read_predictions(folder)}
     rows = [found[name] for name in ids]
     values = [report["scores"][task.primary_metric]["value"] for report in single]
     with writing(output, "evaluate", config, {f"fold {n}": folder for n, folder in enumerate(reports, start=1)}) as out:

@@ -6,7 +6,6 @@ import bisect
 import itertools
 import json
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -58,11 +57,9 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 def _token_f1(prediction: str, reference: str, language: str) -> float:
     from septet.tasks.harness.metrics import answer_tokens  # it imports numpy
+    from septet.tasks.harness.metrics.qa import overlap_f1
 
-    predicted, expected = (Counter(answer_tokens(text, language)) for text in (prediction, reference))
-    if not predicted or not expected:
-        return float(predicted == expected)
-    return 2 * (predicted & expected).total() / (predicted.total() + expected.total())
+    return overlap_f1(*(answer_tokens(text, language) for text in (prediction, reference)))
 
 
 @cache

@@ -33,7 +33,7 @@ _NEW_MODULES = {
 @dataclass(frozen=True)
 class FinetuneConfig:
     task: Annotated[str, tyro.conf.Positional]
-    """translation, classification, multilabel, regression, qa, summarization or ner"""
+    """translation, classification, multilabel, regression, qa, generative_qa, summarization or ner"""
     base: Path = Path("runs/pretrain/final")
     """the checkpoint to start from"""
     data: str = "data"
@@ -325,7 +325,7 @@ def check_balance(task: Any, config: FinetuneConfig) -> None:
     for option, is_given in given.items():
         if is_given and not task.balances:
             raise UserError(f"{option}: {task.name} has no classes to balance; leave it out, or take classification")
-    if task.name == "multilabel" and (config.loss == "logit_adjusted" or config.sampling != "none"):
+    if task.balances == "several" and (config.loss == "logit_adjusted" or config.sampling != "none"):
         option = "--loss logit_adjusted" if config.loss == "logit_adjusted" else f"--sampling {config.sampling}"
         raise UserError(
             f"{option}: a row of {task.name} has several labels, rare and frequent ones; take --class-weights, --loss focal "
@@ -357,7 +357,7 @@ def loss_function(task: Any, train: list[Any], model_config: Any, config: Finetu
         return None
     counts = task.label_counts(train, model_config)
     weights = None if config.class_weights == "none" else imbalance.class_weights(counts, config.class_weights)
-    several = model_config.problem_type == "multi_label_classification"
+    several = task.balances == "several"
     return imbalance.make_loss(config.loss, counts, weights, config.focal_gamma, several, len(train))
 
 

@@ -24,7 +24,7 @@ from septet.data.manifest import SCHEMA_VERSION, code_version, fingerprint, fini
 @dataclass(frozen=True)
 class EvaluateConfig:
     task: Annotated[str, tyro.conf.Positional]
-    """translation, classification, multilabel, regression, qa, summarization or ner"""
+    """translation, classification, multilabel, regression, qa, generative_qa, summarization or ner"""
     model: Path = Path("runs/task/final")
     """a fine-tuned checkpoint"""
     ensemble: tuple[Path, ...] = ()

@@ -83,8 +83,8 @@ class Task:
     baselines: ClassVar[Mapping[str, Callable[..., list[Any]]] | None] = None
     """name -> function of (train rows, test rows) to predictions; None: those of harness.baselines under its name"""
     defaults: ClassVar[Defaults] = Defaults()
-    balances: ClassVar[bool] = False
-    """whether it has classes, which may be of unequal size (harness.imbalance)"""
+    balances: ClassVar[str] = ""
+    """whether a row has "one" of several classes, which may be of unequal size, or "several" (harness.imbalance)"""
     scored_while_training: ClassVar[bool] = True
     """whether the validation set is predicted and scored after each epoch; else its loss stands for the score"""
 
