@@ -351,7 +351,8 @@ def renumber(run: Path, step: int) -> None:
 
     folder = (run / "step_10").rename(run / f"step_{step}")
     state, manifest = (json.loads((folder / name).read_text()) for name in ("training_state.json", "manifest.json"))
-    write_json(folder / "training_state.json", {**state, "step": step})
+    samples = state["samples"] // state["step"] * step
+    write_json(folder / "training_state.json", {**state, "step": step, "samples": samples})
     file = folder / "training_state.json"
     manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
     manifest["counts"]["step"] = step
