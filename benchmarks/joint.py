@@ -6,7 +6,7 @@ Every objective is pre-trained with each seed from the same first weights, for a
 causal run (`septet.modeling.plan.training_flops_per_token`: a masked reading projects fewer tokens onto the vocabulary).
 Compared are held-out bits per byte, where the checkpoint reads causally, and the scores of a classifier, a tagger and an
 extractive reader fine-tuned from it, all of which read in both directions. DATA holds `trec6_en`, `conll2003_en` and
-`drcd_zh`.
+`piaf_fr`.
 
 The unit is a seed: a difference is the mean over seeds, paired by seed, with its t interval and the smallest difference
 that so many seeds would show in four cases of five at this spread. What is done is not done again.
@@ -29,7 +29,7 @@ VERB = "septet.tasks.cli"
 TASKS = {
     "trec6_en": ("classification", ("--lang", "en", "--epochs", "4")),
     "conll2003_en": ("ner", ("--lang", "en", "--epochs", "2", "--max-rows", "5000")),
-    "drcd_zh": ("qa", ("--lang", "zh", "--epochs", "2", "--max-rows", "1000")),
+    "piaf_fr": ("qa", ("--lang", "fr", "--epochs", "2", "--max-rows", "1200")),
 }
 
 
