@@ -12,12 +12,15 @@ from typing import Any
 
 
 class HubDouble(ThreadingHTTPServer):
-    """Repositories in memory; `url` is what HF_ENDPOINT should be; `refuse` answers every call with that status."""
+    """Repositories in memory; `url` is what HF_ENDPOINT should be; `refuse` answers every call with that status, and
+    `damage` comes after whatever is committed to a README.md."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.branches: dict[str, set[str]] = {}
+        self.tags: dict[str, dict[str, str]] = {}
+        self.damage = b""
         self.objects: dict[str, bytes] = {}
         self.commits: list[str] = []
         self.tokens_seen: set[str] = set()
@@ -87,6 +90,9 @@ class Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(r"/api/models/(.+)/branch/(.+)", path):
             hub.branches[match.group(1)].add(match.group(2))
             self.answer({})
+        elif match := re.fullmatch(r"/api/models/(.+)/tag/(.+)", path):
+            hub.tags.setdefault(match.group(1), {})[json.loads(data)["tag"]] = match.group(2)
+            self.answer({})
         elif (match := re.fullmatch(r"/api/models/(.+)/(?:preupload|commit)/(.+)", path)) and (
             match.group(2) not in hub.branches.get(match.group(1), ())
         ):
@@ -114,7 +120,8 @@ class Handler(BaseHTTPRequestHandler):
                 item = json.loads(line)
                 value = item["value"]
                 if item["key"] == "file":
-                    staged[value["path"]] = base64.b64decode(value["content"])
+                    damage = hub.damage if value["path"] == "README.md" else b""
+                    staged[value["path"]] = base64.b64decode(value["content"]) + damage
                 elif item["key"] == "lfsFile":
                     staged[value["path"]] = hub.objects[value["oid"]]
             hub.repos[repo] = staged
@@ -139,6 +146,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused():
             return
         path, hub = self.path.split("?")[0], self.server
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
+            refs = {
+                "branches": hub.branches.get(match.group(1), ()),
+                "tags": hub.tags.get(match.group(1), ()),
+            }
+            kinds = {
+                kind: [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": ""} for n in names]
+                for kind, names in refs.items()
+            }
+            return self.answer({**kinds, "converts": []})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+)?", path):
             repo = match.group(1)
             if repo not in hub.repos:

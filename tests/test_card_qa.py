@@ -32,7 +32,7 @@ def published(config, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     model = SeptetForQuestionAnswering(type(config)(**fields))
     model.config.trained_heads = ["SeptetForQuestionAnswering"]
     save_model(model, tokenizer, folder)
-    write_card(folder, folder, [], "qa", "apache-2.0", None)
+    write_card(folder, folder, "qa", "apache-2.0", None)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from septet.modeling.modeling_septet import SeptetForCausalLM, SeptetForPreTrain
 from septet.modeling.objectives import OBJECTIVES
 from septet.tasks.harness import finetune, predict
 from septet.tasks.harness.report import read_report
-from septet.tasks.hub import card, publish, verify
+from septet.tasks.hub import card, claims, publish, verify
 
 TEXTS = [{"text": f"{'Goal' if n % 2 else 'Stew'} number {n}", "label": "sports" if n % 2 else "cooking", "lang": "en"} for n in range(30)]  # fmt: skip
 
@@ -101,8 +102,10 @@ def test_the_card_says_what_is_known_and_nothing_else(base: Path, tmp_path: Path
     manifest = {"stage": "pretrain", "config": settings, "inputs": inputs, "counts": counts}
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({**manifest, "files": {"final/config.json": {}}}))
 
+    shutil.copyfile(base / "config.json", tmp_path / "config.json")
+
     def card_of(model: Path, name: str = "name") -> str:
-        card.write_card(tmp_path, model, [], name, "apache-2.0", None)
+        card.write_card(tmp_path, model, name, "apache-2.0", None)
         return (tmp_path / "README.md").read_text()
 
     finished = card_of(folder, "a<script>\n|b")
@@ -242,6 +245,88 @@ def test_two_reports_on_one_task_are_told_apart(hub, stranger, tmp_path: Path) -
         stranger.card_says_what_the_reports_say(tmp_path)
 
 
+def test_a_stranger_checks_the_folder_with_what_lies_in_it(hub: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    shutil.copytree(hub["tuned"], folder)
+
+    def check() -> subprocess.CompletedProcess:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-I", "evidence/verify.py"]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    sound = check()
+    assert sound.returncode == 0, sound.stdout + sound.stderr
+    assert all(json.loads(line)["ok"] for line in sound.stdout.strip().split("\n"))
+    edit_tensor(folder / "model.safetensors")
+    assert check().returncode == 1
+
+
+def test_every_number_of_a_card_is_computed_again(hub: dict[str, Path], capsys) -> None:
+    for name in ("base", "tuned"):
+        found = claims.claims(hub[name])
+        assert {claim["status"] for claim in found} == {"supported"}
+    assert sum(claim["claim"].startswith("classification: ") for claim in found) > 100
+    verify.run(verify.VerifyConfig(str(hub["tuned"]), card=True))
+    assert f"{len(found):,} supported, 0 drifted, 0 unsupported" in capsys.readouterr().out
+
+
+def change_a_digit(path: Path, draw: random.Random) -> None:
+    text = path.read_text()
+    place = draw.choice([match.start() for match in re.finditer(r"\d", text)])
+    path.write_text(text[:place] + str((int(text[place]) + draw.randint(1, 9)) % 10) + text[place + 1 :])
+
+
+def change_a_row(folder: Path, draw: random.Random, key: str | None) -> None:
+    """Another prediction or label in one row; without a key one row less."""
+    path = folder / "evidence" / "classification" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+    row = draw.choice(rows)
+    if key:
+        row[key] = "sports" if row[key] == "cooking" else "cooking"
+    else:
+        rows.remove(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+TAMPERED = {
+    "a digit of the card": lambda folder, draw: change_a_digit(folder / "README.md", draw),
+    "a prediction": lambda folder, draw: change_a_row(folder, draw, "prediction"),
+    "a label": lambda folder, draw: change_a_row(folder, draw, "reference"),
+    "a row": lambda folder, draw: change_a_row(folder, draw, None),
+}
+
+
+@pytest.mark.parametrize("change", TAMPERED)
+def test_a_changed_number_is_found_by_its_digest_and_by_computing_it_again(
+    change: str, hub, stranger, tmp_path
+) -> None:
+    for trial in range(5):
+        folder = tmp_path / str(trial)
+        shutil.copytree(hub["tuned"], folder)
+        TAMPERED[change](folder, random.Random(trial))
+        conformance = json.loads((folder / "evidence" / "conformance.json").read_text())
+        with pytest.raises(ValueError, match="has changed since it was published"):
+            stranger.digests_are_as_published(folder, conformance)
+        assert {claim["status"] for claim in claims.claims(folder)} > {
+            "supported"
+        }  # had somebody changed the digest too
+
+
+def test_what_nothing_gives_is_unsupported(hub, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(hub["tuned"], folder)
+    edit_text(folder / "README.md", "## Limits", "It is the best model in the world, with 99.9 %.\n\n## Limits")
+    report = folder / "evidence" / "classification" / "report.json"
+    content = json.loads(report.read_text())
+    content["scores"]["elegance"] = {"value": 100.0, "low": 99.0, "high": 100.0}
+    report.write_text(json.dumps(content))
+    unsupported = [claim["claim"] for claim in claims.claims(folder) if claim["status"] == "unsupported"]
+    assert "classification: scores.elegance.value" in unsupported
+    assert any(claim.startswith("README.md, line") for claim in unsupported)
+    edit_json(folder / "evidence" / "card.json", template_sha256="0" * 64)
+    assert claims.claims(folder)[-1]["detail"].startswith("the card was written by another version")
+
+
 @pytest.mark.parametrize("name", ["base", "tuned"])
 def test_the_card_is_executed(name: str, hub: dict[str, Path]) -> None:
     text = (hub[name] / "README.md").read_text()
@@ -286,8 +371,14 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
         assert "model.safetensors has changed" in changed.stderr
         assert server.repos == {}
         (tmp_path / "out" / "model.safetensors").write_bytes(weights)
-        sent = run([*base, "--repo-id", "org/name", "--no-dry-run"])
+        sent = run([*base, "--repo-id", "org/name", "--no-dry-run", "--tag", "v1"])
         assert sent.returncode == 0, sent.stderr
+        assert "it was downloaded again, and passes" in sent.stdout
+        assert server.commits == ["org/name"]
+        assert server.tags == {"org/name": {"v1": server.sha("org/name")}}
+        again = run([*base, "--repo-id", "org/name", "--no-dry-run", "--tag", "v1"])
+        assert again.returncode == 2
+        assert "--tag v1: org/name has one of that name" in again.stderr
         assert server.commits == ["org/name"]
         uploaded = server.repos["org/name"]
         assert {"model.safetensors", "modeling_septet.py", "README.md", "evidence/conformance.json"} <= set(uploaded)
@@ -316,6 +407,10 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
         branch = run([sys.executable, "-c", upload, "bare", "dev", str(tmp_path / "out")])
         assert branch.returncode == 0, branch.stderr
         assert server.branches["user/bare"] == {"main", "dev"}  # the owner is the token's
+        server.damage = b"!"
+        damaged = run([sys.executable, "-c", upload, "bare", "dev", str(tmp_path / "out")])
+        assert damaged.returncode == 2
+        assert "what comes back is not what was sent (digests: ValueError: README.md has changed" in damaged.stderr
         server.refuse = 403
         refused = run([sys.executable, "-c", upload, "org/name", "", str(tmp_path / "out")])
         assert refused.returncode == 2
@@ -324,7 +419,7 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
         unreachable = run([sys.executable, "-c", upload, "org/name", "", str(tmp_path / "out")])
         assert unreachable.returncode == 2
         assert "org/name: the upload failed" in unreachable.stderr
-        for done in (dry, changed, sent, branch, refused, unreachable):
+        for done in (dry, changed, sent, again, branch, damaged, refused, unreachable):
             assert "hf_secret" not in done.stdout + done.stderr
         assert "Bearer hf_secret" in server.tokens_seen
 

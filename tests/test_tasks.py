@@ -256,6 +256,30 @@ def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_pa
         assert one == pytest.approx(other, rel=0.03)
 
 
+def test_random_tokens_replace_some_of_what_is_trained_on_and_nothing_else(
+    tokenizer, sets: Path, base: Path, tmp_path: Path
+) -> None:
+    special = torch.tensor(tokenizer.all_special_ids)
+    ids = torch.arange(len(tokenizer)).repeat(50, 1)
+    found = finetune.token_replacement(0.3, tokenizer)(ids)
+    changed = found != ids
+    assert not changed[:, torch.isin(ids[0], special)].any()
+    assert not torch.isin(found[changed], special).any()
+    assert changed[:, ~torch.isin(ids[0], special)].float().mean() == pytest.approx(0.3, abs=0.02)
+
+    losses = []
+    for share in (0.0, 0.5):
+        run = tmp_path / str(share)
+        options = {"epochs": 1, "batch_size": 4, "dropout": 0.0, "learning_rate": 1e-12}  # one model all the way
+        data = str(sets / "ner")
+        finetune.run(finetune.FinetuneConfig("ner", base, data, run, token_replacement=share, **options))
+        losses.append(json.loads((run / "manifest.json").read_text())["counts"]["curves"])
+    assert losses[0]["validation_loss"] == losses[1]["validation_loss"]
+    assert losses[0]["train_loss"] != losses[1]["train_loss"]
+    with pytest.raises(UserError, match="--token-replacement 1: must be a share, from 0 to below 1"):
+        finetune.run(finetune.FinetuneConfig("ner", base, str(sets / "ner"), tmp_path / "no", token_replacement=1))
+
+
 def row(name: str, **changes) -> dict:
     return {**ROWS[name][0], **changes}
 

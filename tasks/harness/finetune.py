@@ -63,6 +63,9 @@ class FinetuneConfig:
     """share of the steps in which the learning rate rises"""
     label_smoothing: float | None = None
     """for translation and summarization; default: the recipe's"""
+    token_replacement: float | None = None
+    """share of the input's tokens that are replaced by random ones while fine-tuning, the labels kept (Wang et al. 2018):
+    what stands around a word then has to do, as it must with a word never seen; default: the recipe's"""
     num_beams: int | None = None
     """beams of the finished model's generation settings; default: the recipe's"""
     max_new_tokens: int | None = None
@@ -127,6 +130,9 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
 
     task = get_task(config.task)
     check_balance(task, config)
+    replacement = task.defaults.token_replacement if config.token_replacement is None else config.token_replacement
+    if not 0 <= replacement < 1:
+        raise UserError(f"--token-replacement {replacement:g}: must be a share, from 0 to below 1")
     base = require_model_folder(config.base)
     output = Path(config.output)
     inputs = _inputs(config)
@@ -219,6 +225,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         data_collator=lambda features: task.collate(features, tokenizer),
         optimizers=(optimizer, schedule),
         label_smoothing=smoothing,
+        replace_tokens=token_replacement(replacement, tokenizer) if replacement else None,
         loss_function=loss_function(task, train, model.config, config),
         score=partial(validation_score, task, tokenizer, held_out, 2 * micro_batch)
         if task.scored_while_training
@@ -267,6 +274,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "label_smoothing": smoothing,
+            "token_replacement": replacement,
             **({"threshold_offsets": offsets} if offsets else {}),
         },
         "curves": {
@@ -373,6 +381,22 @@ def tune_thresholds(task: Any, model: Any, tokenizer: Any, held_out: list[Any], 
     return {model.config.id2label[n]: round(float(offset), 2) for n, offset in enumerate(offsets)}
 
 
+def token_replacement(share: float, tokenizer: Any) -> Callable[[Any], Any]:
+    """A function of `input_ids` (batch, length) that puts random tokens in the place of `share` of those that are not
+    special, drawn anew at each call (SwitchOut, Wang et al. 2018)."""
+    import torch
+
+    special = torch.tensor(tokenizer.all_special_ids)
+    others = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
+
+    def replaced(input_ids: Any) -> Any:
+        drawn = others[torch.randint(len(others), input_ids.shape)].to(input_ids.device)
+        chosen = (torch.rand(input_ids.shape) < share).to(input_ids.device)
+        return torch.where(chosen & ~torch.isin(input_ids, special.to(input_ids.device)), drawn, input_ids)
+
+    return replaced
+
+
 def validation_score(task: Any, tokenizer: Any, held_out: list[Any], batch_size: int, model: Any) -> float:
     """The task's first metric on the validation set, as the model stands."""
     from septet.tasks.harness.metrics import score
@@ -440,12 +464,13 @@ def _trainer_class() -> Any:
 
     class SeptetTrainer(Trainer):
         """Trainer that asks a language-model head for the loss alone (no logits are held) and smooths its labels; that
-        trains a classifier by another loss if given; and that scores the model after each epoch."""
+        replaces some of its input, trains a classifier by another loss if given, and scores the model after each epoch."""
 
         def __init__(
             self,
             *args: Any,
             label_smoothing: float = 0.0,
+            replace_tokens: Any = None,
             loss_function: Any = None,
             score: Any = None,
             primary_metric: str = "",
@@ -453,7 +478,7 @@ def _trainer_class() -> Any:
             **kwargs: Any,
         ):
             super().__init__(*args, **kwargs)
-            self.loss_function, self.score = loss_function, score
+            self.replace_tokens, self.loss_function, self.score = replace_tokens, loss_function, score
             self.primary_metric, self.on_epoch = primary_metric, on_epoch
             self.remove_callback(ProgressCallback)
             self.add_callback(QuietProgress)
@@ -467,6 +492,8 @@ def _trainer_class() -> Any:
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             options = dict(self.loss_options)
+            if self.replace_tokens is not None and model.training:
+                inputs = {**inputs, "input_ids": self.replace_tokens(inputs["input_ids"])}
             if self.loss_function is not None and model.training:
                 labels = inputs.pop("labels")
                 outputs = model(**inputs)

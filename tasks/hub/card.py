@@ -1,4 +1,8 @@
-"""The model card: every number comes from a manifest or a report; what is unknown is left out."""
+"""The model card: every number comes from a manifest or a report; what is unknown is left out.
+
+A card is a function of the folder that it lies in: `config.json`, the reports in `evidence/`, and `evidence/card.json`,
+which keeps what the manifests of the runs said. So it can be made again, and compared (`septet.tasks.hub.claims`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from septet.data.manifest import FILE_NAME, read_json
+from septet.data.manifest import FILE_NAME, read_json, sha256_of_file, write_json
+
+FACTS = "card.json"
+# What a card states of the runs behind a model, by part of their manifests.
+_OF_A_RUN = {
+    "config": ("objective", "tokens_per_step", "optimizer", "learning_rate", "schedule", "task", "method", "seed"),
+    "counts": ("tokens", "steps", "num_parameters", "training_seconds", "environment", "validation", "rows", "resolved",
+               "truncated"),
+}  # fmt: skip
 
 PIPELINES = {
     "SeptetForCausalLM": "text-generation",
@@ -80,30 +92,59 @@ def is_from_sample(run: Mapping[str, Any], pretraining: Mapping[str, Any]) -> bo
     return any("/septet-sample/" in source for source in sources)
 
 
-def write_card(
-    folder: Path, model: Path, reports: Sequence[Mapping[str, Any]], name: str, license_id: str, base_model: str | None
-) -> None:
-    """Writes `README.md` into a Hub folder from `model_card.md`, the run's manifest and the reports."""
+def write_card(folder: Path, model: Path, name: str, license_id: str, base_model: str | None) -> None:
+    """Writes `README.md` and `evidence/card.json` into a Hub folder whose configuration and reports are there."""
+    run = run_of(model)
+    pretraining = run_of(Path(run["inputs"]["base"]["path"])) if run.get("stage") == "finetune" else run
+    pretraining = pretraining if pretraining.get("stage") == "pretrain" else {}
+    synthetic = any(report["synthetic"] for report in reports_in(folder)) or is_from_sample(run, pretraining)
+    (folder / "evidence").mkdir(exist_ok=True)
+    write_json(
+        folder / "evidence" / FACTS,
+        {
+            "name": " ".join(name.split()),
+            "license": license_id,
+            "base_model": base_model,
+            "synthetic": synthetic,
+            "run": _stated(run),
+            "pretraining": _stated(pretraining),
+            "template_sha256": sha256_of_file(project_file("model_card.md")),
+        },
+    )
+    (folder / "README.md").write_text(card_text(folder, reports_in(folder)), encoding="utf-8", newline="")
+
+
+def reports_in(folder: Path) -> list[dict[str, Any]]:
+    """The reports in `evidence/`, by name."""
+    from septet.tasks.harness.report import read_report
+
+    return [read_report(path.parent) for path in sorted((folder / "evidence").glob("*/report.json"))]
+
+
+def card_text(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
+    """The card of a Hub folder with these reports, from `model_card.md`, its `config.json` and `evidence/card.json`."""
     from huggingface_hub import ModelCard
 
     from septet.tasks.harness.report import summary_table
 
-    config = read_json(model / "config.json")
-    name = " ".join(name.split())
-    run = run_of(model)
-    pretraining = run_of(Path(run["inputs"]["base"]["path"])) if run.get("stage") == "finetune" else run
-    pretraining = pretraining if pretraining.get("stage") == "pretrain" else {}
-    synthetic = any(report["synthetic"] for report in reports) or is_from_sample(run, pretraining)
+    config, facts = read_json(folder / "config.json"), read_json(folder / "evidence" / FACTS)
     card = ModelCard.from_template(
-        card_data(config, reports, name, license_id, base_model),
+        card_data(config, reports, facts["name"], facts["license"], facts["base_model"]),
         template_path=str(project_file("model_card.md")),
-        name=name,
+        name=facts["name"],
         config=config,
         heads=config["trained_heads"],
-        run=run,
-        pretraining=pretraining,
+        run=facts["run"],
+        pretraining=facts["pretraining"],
         reports=reports,
         summary=summary_table(reports) if reports else "",
-        synthetic=synthetic,
+        synthetic=facts["synthetic"],
     )
-    card.save(folder / "README.md")
+    return str(card)
+
+
+def _stated(run: Mapping[str, Any]) -> dict[str, Any]:
+    if not run:
+        return {}
+    parts = {part: {k: run[part][k] for k in names if k in run[part]} for part, names in _OF_A_RUN.items()}
+    return {"stage": run["stage"], **parts}

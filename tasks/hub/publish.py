@@ -4,12 +4,16 @@
     septet publish ... --repo-id owner/name --no-dry-run
 
 The folder holds the weights (safetensors), the code, the tokenizer, the card, the licence, and `evidence/`: golden inputs
-and outputs of every trained head, digests of every tensor and file, and the reports with their predictions.
+and outputs of every trained head, digests of every tensor and file, the reports with their predictions, and `verify.py`,
+which checks all that where Septet is not installed.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,8 @@ class PublishConfig:
     """owner/name to upload to"""
     revision: str | None = None
     """branch to upload to; default: main"""
+    tag: str | None = None
+    """name of this release, as v1.0, by which --revision finds it for ever"""
     private: bool = False
     """make a new repository private"""
     dry_run: bool = True
@@ -130,7 +136,7 @@ def _copy(file: Path, root: Path, target: Path) -> None:
 def _build(config: PublishConfig, model: Path, places: dict[str, Path], folder: Path) -> None:
     from septet.data.pack import load_tokenizer
     from septet.tasks.harness.finetune import check_tokenizer
-    from septet.tasks.harness.report import read_report
+    from septet.tasks.hub import stranger
     from septet.tasks.hub.card import project_file, write_card
 
     for pattern in COPIED:
@@ -139,19 +145,18 @@ def _build(config: PublishConfig, model: Path, places: dict[str, Path], folder: 
                 _copy(file, model, folder / file.name)
     shutil.copyfile(project_file("LICENSE"), folder / "LICENSE")
     tokenizer = load_tokenizer(folder)
-    reports = []
     for name, place in places.items():
         target = folder / "evidence" / name
         target.mkdir(parents=True)
         for part in ("report.json", "report.md", "predictions.jsonl"):
             _copy(place / part, place, target / part)
-        reports.append(read_report(place))
     loaded = read_json(folder / "config.json")
     if not loaded.get("trained_heads"):
         raise UserError(f"{model}: its config.json declares no trained_heads; publish a folder that Septet saved")
     if "SeptetForCausalLM" in loaded["trained_heads"]:
         _complete_generation_settings(folder / "generation_config.json", loaded)
-    write_card(folder, model, reports, config.name or config.output.name, config.license, config.base_model)
+    write_card(folder, model, config.name or config.output.name, config.license, config.base_model)
+    shutil.copyfile(Path(stranger.__file__), folder / "evidence" / "verify.py")
     _write_evidence(folder, tokenizer, loaded["trained_heads"], check_tokenizer)
 
 
@@ -237,7 +242,8 @@ def _check_upload(config: PublishConfig) -> None:
 
 
 def _upload(config: PublishConfig) -> None:
-    """One commit with every file of the verified folder, or in a dry run what it would hold."""
+    """One commit with every file of the verified folder, which is then downloaded again and verified; in a dry run, what
+    it would hold."""
     files = sorted(p for p in config.output.rglob("*") if p.is_file() and p.name != FILE_NAME)
     megabytes = sum(p.stat().st_size for p in files) / 1e6
     if config.dry_run:
@@ -247,9 +253,15 @@ def _upload(config: PublishConfig) -> None:
         return
     from huggingface_hub import HfApi
 
+    from septet.tasks.hub.verify import check_folder, download
+
     api = HfApi()
-    try:
+    with _hub_errors(config):
         repo_id = api.create_repo(config.repo_id, private=config.private, exist_ok=True).repo_id
+        if config.tag and any(tag.name == config.tag for tag in api.list_repo_refs(repo_id).tags):
+            raise UserError(
+                f"--tag {config.tag}: {repo_id} has one of that name; a release stays what it was, name another"
+            )
         if config.revision and not config.revision.startswith("refs/"):
             api.create_branch(repo_id, branch=config.revision, exist_ok=True)
         commit = api.upload_folder(
@@ -259,13 +271,33 @@ def _upload(config: PublishConfig) -> None:
             ignore_patterns=[FILE_NAME],
             commit_message=f"Publish {config.output.name} with Septet",
         )
-    except Exception as error:  # the client's: its own, the system's, and those of whichever HTTP library it uses
+    print(f"publish: {len(files)} files, {megabytes:.1f} MB, are at {commit.commit_url}", flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        failed = [check for check in check_folder(download(repo_id, commit.oid, Path(place))) if not check["ok"]]
+    if failed:
+        raise UserError(
+            f"{repo_id}: what comes back is not what was sent ({failed[0]['check']}: {failed[0]['detail']}); "
+            "run the same command again, and tell nobody of this revision until it passes"
+        )
+    if config.tag:
+        with _hub_errors(config):
+            api.create_tag(repo_id, tag=config.tag, revision=commit.oid)
+    print(f"publish: it was downloaded again, and passes; load it with revision={commit.oid!r}", flush=True)
+
+
+@contextmanager
+def _hub_errors(config: PublishConfig) -> Iterator[None]:
+    """What the client raises as a `UserError`: its own errors, the system's, and those of whichever HTTP library it uses."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{config.repo_id}: the upload failed ({reason}); check the name, the network and your login "
             f"(HF_TOKEN or `hf auth login`), and run the same command again; {config.output} is untouched"
         ) from error
-    print(f"publish: {len(files)} files, {megabytes:.1f} MB, are at {commit.commit_url}", flush=True)
 
 
 if __name__ == "__main__":

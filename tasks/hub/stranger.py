@@ -1,7 +1,8 @@
-"""Check a published folder as somebody who has only torch and transformers: `python -I stranger.py FOLDER`.
+"""Check a published folder as somebody who has only torch and transformers: `python -I evidence/verify.py`, in the folder.
 
-Run by `septet verify` in a process of its own, in an empty directory, with empty caches. It imports nothing of Septet but
-what lies in the folder, writes nothing there, and prints one JSON object a check: {"check", "ok", "detail"}.
+A copy lies in each published folder under that name; `septet verify` runs its own, in a process apart, in an empty
+directory, with empty caches. It imports nothing of Septet but what lies in the folder (read the `.py` files there first:
+this runs them), writes nothing there, and prints one JSON object a check: {"check", "ok", "detail"}.
 """
 
 import ast
@@ -286,4 +287,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    place = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent.parent
+    sys.exit(main(place.resolve()))

@@ -3,7 +3,8 @@
     septet verify build/demo/hub/base
 
 A process of its own (`python -I`, an empty directory, empty caches) loads every Auto class, compares weights, outputs and
-generations with what was published, and looks for what must not be there. Nothing is written into the folder.
+generations with what was published, and looks for what must not be there. Nothing is written into the folder. With --card
+every number is computed again from the predictions (`septet.tasks.hub.claims`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import tyro
 
 from septet.data.errors import UserError, run_cli
 
+STATUSES = ("supported", "drifted", "unsupported")
+
 
 @dataclass(frozen=True)
 class VerifyConfig:
@@ -28,6 +31,8 @@ class VerifyConfig:
     """a folder that `septet publish` built, or owner/name of a repository on the Hub"""
     revision: str | None = None
     """of a repository: branch, tag or commit"""
+    card: bool = False
+    """compute every number of the card and its reports again from the predictions in evidence/"""
     timeout_seconds: int = 600
     """give up after so long"""
 
@@ -39,12 +44,10 @@ def run(config: VerifyConfig) -> list[dict[str, Any]]:
         UserError: no such folder or repository, or a check failed.
     """
     if Path(config.path).is_dir():
-        folder = Path(config.path)
-        checks = check_folder(folder, config.timeout_seconds)
+        checks = all_checks(Path(config.path), config)
     else:
         with tempfile.TemporaryDirectory() as place:
-            folder = download(config.path, config.revision, Path(place))
-            checks = check_folder(folder, config.timeout_seconds)
+            checks = all_checks(download(config.path, config.revision, Path(place)), config)
     failed = [check for check in checks if not check["ok"]]
     if failed:
         raise UserError(
@@ -52,6 +55,22 @@ def run(config: VerifyConfig) -> list[dict[str, Any]]:
             "mend that and publish again"
         )
     print(f"verify: {config.path} passes all {len(checks)} checks", flush=True)
+    return checks
+
+
+def all_checks(folder: Path, config: VerifyConfig) -> list[dict[str, Any]]:
+    """Those of `check_folder`, and with --card, of a folder that is what was published, what `claims` found."""
+    checks = check_folder(folder, config.timeout_seconds)
+    if config.card and all(check["ok"] for check in checks):
+        from septet.tasks.hub.claims import claims
+
+        found = claims(folder)
+        for claim in (claim for claim in found if claim["status"] != "supported"):
+            print(f"  {claim['status']:<12} {claim['claim']}: {claim['detail']}", flush=True)
+        counts = {status: sum(claim["status"] == status for claim in found) for status in STATUSES}
+        detail = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+        checks.append({"check": "claims", "ok": counts["supported"] == len(found), "detail": detail})
+        print(f"  {'ok    ' if checks[-1]['ok'] else 'FAILED'} {'claims':<36} {detail}", flush=True)
     return checks
 
 
