@@ -5,9 +5,7 @@ token-classification pipeline sees at use what the model saw in training. Every 
 first piece of an entity and I- on all others, so that the pipeline's spans are whole. Long inputs are read in windows
 that overlap by half; each token takes its tag from the window in which it stands farthest from the edge.
 
-Defaults: six epochs of 32; entity sets are small, and the head starts from nothing. Three tokens in ten are replaced by
-random ones while the model learns: it then tags a name that it has never seen by what stands around it, and does not
-learn the training set's names by heart (docs/tasks.md has the figures).
+Defaults: six epochs of 32; entity sets are small, and the head starts from nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ class NamedEntities(Task):
     pipeline_tag = "token-classification"
     primary_metric = "entity_f1"
     metric_module = "entity_f1"
-    defaults = Defaults(epochs=6, token_replacement=0.3)
+    defaults = Defaults(epochs=6)
 
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
         tokens, tags = list(row[columns["tokens"]]), list(row[columns["ner_tags"]])

@@ -63,9 +63,9 @@ class FinetuneConfig:
     """share of the steps in which the learning rate rises"""
     label_smoothing: float | None = None
     """for translation and summarization; default: the recipe's"""
-    token_replacement: float | None = None
+    token_replacement: float = 0.0
     """share of the input's tokens that are replaced by random ones while fine-tuning, the labels kept (Wang et al. 2018):
-    what stands around a word then has to do, as it must with a word never seen; default: the recipe's"""
+    what stands around a word then has to do, as it must with a word never seen; docs/tasks.md says when it pays"""
     num_beams: int | None = None
     """beams of the finished model's generation settings; default: the recipe's"""
     max_new_tokens: int | None = None
@@ -130,9 +130,8 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
 
     task = get_task(config.task)
     check_balance(task, config)
-    replacement = task.defaults.token_replacement if config.token_replacement is None else config.token_replacement
-    if not 0 <= replacement < 1:
-        raise UserError(f"--token-replacement {replacement:g}: must be a share, from 0 to below 1")
+    if not 0 <= config.token_replacement < 1:
+        raise UserError(f"--token-replacement {config.token_replacement:g}: must be a share, from 0 to below 1")
     base = require_model_folder(config.base)
     output = Path(config.output)
     inputs = _inputs(config)
@@ -225,7 +224,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         data_collator=lambda features: task.collate(features, tokenizer),
         optimizers=(optimizer, schedule),
         label_smoothing=smoothing,
-        replace_tokens=token_replacement(replacement, tokenizer) if replacement else None,
+        replace_tokens=token_replacement(config.token_replacement, tokenizer) if config.token_replacement else None,
         loss_function=loss_function(task, train, model.config, config),
         score=partial(validation_score, task, tokenizer, held_out, 2 * micro_batch)
         if task.scored_while_training
@@ -274,7 +273,6 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "label_smoothing": smoothing,
-            "token_replacement": replacement,
             **({"threshold_offsets": offsets} if offsets else {}),
         },
         "curves": {

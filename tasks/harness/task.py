@@ -52,8 +52,6 @@ class Defaults:
     epochs: float = 4
     batch_size: int = 32
     label_smoothing: float = 0.0
-    token_replacement: float = 0.0
-    """share of the input's tokens that are replaced while fine-tuning"""
     num_beams: int = 1
     max_new_tokens: int = 64
     length_penalty: float = 1.0
