@@ -5,18 +5,20 @@
 from typing import Literal
 
 import transformers
-from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
 
-# Before 5.5 masks, strict configurations and output capture had other interfaces.
+# Before 5.5 masks, strict configurations and output capture had other interfaces, and before 5.0 some names below are not
+# there, so this stands above them.
 MINIMUM_TRANSFORMERS = (5, 5)
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < MINIMUM_TRANSFORMERS:
     raise ImportError(
         f"transformers {transformers.__version__} is installed; Septet's code needs 5.5 or newer: "
         'pip install --upgrade "transformers>=5.5"'
     )
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers.activations import ACT2FN  # noqa: E402
+from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
+from transformers.modeling_rope_utils import RopeParameters  # noqa: E402
 
 # Every head loads from every checkpoint, whichever head saved it.
 AUTO_MAP = {

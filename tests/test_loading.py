@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
-from septet.modeling import modeling_septet
+from septet.modeling import configuration_septet, modeling_septet
 from septet.modeling.checkpoint import save_model
 from septet.modeling.configuration_septet import AUTO_MAP, SeptetConfig
 from septet.modeling.objectives import OBJECTIVES
@@ -383,3 +385,16 @@ def test_what_stands_beside_the_weights_survives_resaving(folders, tmp_path: Pat
             settings = model.generation_config
             assert (settings.max_new_tokens, settings.repetition_penalty) == (7, 1.3)
             assert settings.eos_token_id == model.config.eos_token_id
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.4.0"])
+def test_an_older_transformers_is_refused_with_the_way_out(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = Path(configuration_septet.__file__).read_text()
+    older = ModuleType("transformers")
+    older.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", older)
+    monkeypatch.setitem(sys.modules, "transformers.configuration_utils", ModuleType("of old"))  # without later names
+    with pytest.raises(
+        ImportError, match=f"transformers {version} is installed; Septet's code needs 5.5 or newer: pip"
+    ):
+        exec(compile(code, "configuration_septet.py", "exec"), {"__name__": "configuration_septet"})
