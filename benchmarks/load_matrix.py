@@ -236,10 +236,9 @@ def main(config: Config) -> None:
     with open(config.output / "results.jsonl", "w") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in results)
     print(table(results, releases))
+    said = {row["release"]: row["detail"] for row in results if row["release"] in config.refused and not row["ok"]}
     torch = importlib.metadata.version("torch")
-    print(f"\ntorch {torch}; refused: " + "; ".join(
-        f"{row['release']}: {row['detail']}" for row in results if row["release"] in config.refused and not row["ok"]
-    ))  # fmt: skip
+    print(f"\ntorch {torch}; refused: " + "; ".join(f"{release}: {detail}" for release, detail in said.items()))
 
 
 def table(results: list[dict[str, Any]], releases: list[str]) -> str:
