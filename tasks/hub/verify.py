@@ -70,7 +70,7 @@ def all_checks(folder: Path, config: VerifyConfig) -> list[dict[str, Any]]:
         counts = {status: sum(claim["status"] == status for claim in found) for status in STATUSES}
         detail = ", ".join(f"{count:,} {status}" for status, count in counts.items())
         checks.append({"check": "claims", "ok": counts["supported"] == len(found), "detail": detail})
-        print(f"  {'ok    ' if checks[-1]['ok'] else 'FAILED'} {'claims':<36} {detail}", flush=True)
+        show(checks[-1])
     return checks
 
 
@@ -103,12 +103,16 @@ def check_folder(folder: Path, timeout_seconds: int = 600) -> list[dict[str, Any
     for line in done.stdout.split("\n"):
         if line.startswith('{"check"'):
             checks.append(json.loads(line))
-            mark = "ok    " if checks[-1]["ok"] else "FAILED"
-            print(f"  {mark} {checks[-1]['check']:<36} {checks[-1]['detail']}", flush=True)
+            show(checks[-1])
     if done.returncode and all(check["ok"] for check in checks):
         reason = (done.stderr.strip().split("\n") or ["no reason given"])[-1]
         checks.append({"check": "process", "ok": False, "detail": f"ended with status {done.returncode}: {reason}"})
     return checks
+
+
+def show(check: dict[str, Any]) -> None:
+    """One line of what a check found."""
+    print(f"  {'ok    ' if check['ok'] else 'FAILED'} {check['check']:<36} {check['detail']}", flush=True)
 
 
 def download(repo_id: str, revision: str | None, place: Path) -> Path:
