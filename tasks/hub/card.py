@@ -97,7 +97,8 @@ def write_card(folder: Path, model: Path, name: str, license_id: str, base_model
     run = run_of(model)
     pretraining = run_of(Path(run["inputs"]["base"]["path"])) if run.get("stage") == "finetune" else run
     pretraining = pretraining if pretraining.get("stage") == "pretrain" else {}
-    synthetic = any(report["synthetic"] for report in reports_in(folder)) or is_from_sample(run, pretraining)
+    reports = reports_in(folder)
+    synthetic = any(report["synthetic"] for report in reports) or is_from_sample(run, pretraining)
     (folder / "evidence").mkdir(exist_ok=True)
     write_json(
         folder / "evidence" / FACTS,
@@ -111,7 +112,7 @@ def write_card(folder: Path, model: Path, name: str, license_id: str, base_model
             "template_sha256": sha256_of_file(project_file("model_card.md")),
         },
     )
-    (folder / "README.md").write_text(card_text(folder, reports_in(folder)), encoding="utf-8", newline="")
+    (folder / "README.md").write_text(card_text(folder, reports), encoding="utf-8", newline="")
 
 
 def reports_in(folder: Path) -> list[dict[str, Any]]:

@@ -176,19 +176,10 @@ def tokenizer_fits(tokenizer, config, conformance):
         )
 
 
-def head_loads(auto_class, name, folder, config, conformance, golden):
-    """A trained head loads complete, twice the same, with the golden outputs; any other lacks exactly its own tensors."""
-    import torch
-    import transformers
-
-    auto = getattr(transformers, auto_class)
-    model, info = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-    require(type(model).__name__ == name, f"is a {type(model).__name__}, should be a {name}")
-    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
-    require(not mismatched, f"tensors of another shape: {mismatched[:3]}")
-    own, outputs = HEADS[name]
+def only_its_own_is_missing(name, missing, config, conformance):
+    """A head that was trained lacks nothing, any other exactly the tensors that it adds."""
     tied = ("lm_head.",) if config.tie_word_embeddings else ()
-    present = conformance["tensors"]
+    own, present = HEADS[name][0], conformance["tensors"]
     if name in conformance["trained_heads"] or name == "SeptetModel":
         require(not missing, f"is declared as trained, but lacks {missing[:3]}")
     else:
@@ -199,6 +190,20 @@ def head_loads(auto_class, name, folder, config, conformance, golden):
             all(any(key.startswith(p) for key in missing) for p in allowed),
             f"{allowed} are neither in the checkpoint nor reported as new",
         )
+
+
+def head_loads(auto_class, name, folder, config, conformance, golden):
+    """A trained head loads complete, twice the same, with the golden outputs; any other lacks exactly its own tensors."""
+    import torch
+    import transformers
+
+    auto = getattr(transformers, auto_class)
+    model, info = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    require(type(model).__name__ == name, f"is a {type(model).__name__}, should be a {name}")
+    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+    require(not mismatched, f"tensors of another shape: {mismatched[:3]}")
+    only_its_own_is_missing(name, missing, config, conformance)
+    outputs, present = HEADS[name][1], conformance["tensors"]
     state = model.state_dict()
     for key, digest in present.items():
         found = key if key in state else key.removeprefix("model.")
