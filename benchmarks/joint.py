@@ -72,7 +72,7 @@ def steps(config: Config, objective: str, share: float) -> int:
     from septet.modeling.plan import training_flops_per_token
     from septet.modeling.presets import preset_config
 
-    manifest = read_manifest(config.packed)
+    manifest = read_manifest(config.packed, "pack")
     length = manifest["config"]["sequence_length"]
     shape = preset_config(config.preset, vocab_size=manifest["counts"]["vocab_size"], max_position_embeddings=length)
     cost = {
