@@ -492,7 +492,11 @@ def replay(directory: Path, place: Path, start: int, end: int) -> dict[str, int]
                 old, new = (tensor_lines(folder, part) for folder in (wanted, again / wanted.name))
                 differ += [f"{part} {name}" for name in sorted(old | new) if old.get(name) != new.get(name)]
             reached = load_state(again / wanted.name)
-            differ += [f"{STATE_FILE} {key}" for key in state if key != "seconds" and state[key] != reached.get(key)]
+            differ += [
+                f"{STATE_FILE} {key}"
+                for key in state
+                if key not in ("seconds", "joules") and state[key] != reached.get(key)
+            ]
             if differ:
                 raise UserError(
                     f"{directory}: trained again from step {start}, step {end} differs in {len(differ)} places (first: "

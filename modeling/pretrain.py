@@ -154,6 +154,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
         plain_names,
         write_final,
     )
+    from septet.modeling.energy import EnergyMeter
     from septet.modeling.objectives import PretrainingLosses, Vocabulary, make_inputs
     from septet.modeling.optim import make_optimizer, make_schedule, set_step
     from septet.modeling.pictures import draw
@@ -189,7 +190,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
     plain_optimizer = getattr(optimizer, "optimizer", optimizer)
 
     # ---- where it starts
-    done_steps, link, seconds_before = 0, data.fingerprint, 0.0
+    done_steps, link, seconds_before, joules_before = 0, data.fingerprint, 0.0, 0.0
     spikes, seen = watch.Spikes(config.spike_threshold), watch.SeenSources(data)
     if start.checkpoint is not None:
         done_steps, state = start.step, load_state(start.checkpoint)
@@ -197,7 +198,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
         load_tensors(plain_names(model), start.checkpoint, many)
         load_optimizer(model, plain_optimizer, start.checkpoint, many)
         set_step(schedule, done_steps)
-        link, seconds_before = state["rows_sha256"], state["seconds"]
+        link, seconds_before, joules_before = state["rows_sha256"], state["seconds"], state.get("joules")
         spikes.load(state["spikes"])
         seen.load(state["seen"])
         accelerator.print(f"pretrain: going on from {start.checkpoint}")
@@ -228,6 +229,11 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
         share = watch.utilisation(tokens_per_second, flops, *where)
         return None if share is None else round(share, 4)
 
+    def joules() -> float | None:
+        """Of the first process's machine, over all parts of the run; None if a part was not counted."""
+        spent = energy.joules()
+        return None if spent is None or joules_before is None else round(joules_before + spent, 1)
+
     num_parameters = sum(p.numel() for p in model.parameters())
     accelerator.print(
         f"pretrain: {num_parameters:,} parameters, {steps.total:,} steps of {steps.tokens(done_steps):,} tokens "
@@ -240,6 +246,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
 
     # ---- the steps
     started = last_logged = time.time()
+    energy = EnergyMeter()
     last_logged_step = done_steps
     bar = tqdm(total=steps.total, initial=done_steps, desc="pretrain", unit=" steps", disable=not is_main)
     for step in range(done_steps, steps.total):
@@ -314,6 +321,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
                 "tokens_per_second": round(rate, 1),
                 "utilisation": utilisation(rate, steps.sequence_length(step)),
                 "seconds": round(seconds_before + now - started, 2),
+                "joules": joules(),
                 "stalled_seconds": round(checkpoints.stalled_seconds, 3),
                 "peak_memory_gib": round(watch.peak_memory_gib(), 3),
                 "seen": seen.state(),
@@ -339,6 +347,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
         if done % config.save_every == 0 or is_end or stop_asked:
             state = {
                 "seconds": seconds_before + time.time() - started,
+                "joules": joules(),
                 "environment": environment,
                 "samples": steps.samples_before(done),
                 "rows_sha256": link,
@@ -368,6 +377,7 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
             "environment": environment,
             "validation": next((row["validation"] for row in reversed(metrics.rows()) if "validation" in row), {}),
             "training_seconds": round(seconds_before + time.time() - started, 1),
+            "training_joules": joules(),
             "peak_memory_gib": round(watch.peak_memory_gib(), 3),
         }
         finish_run(output, config, counts)

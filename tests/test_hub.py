@@ -27,6 +27,7 @@ from septet.modeling.objectives import OBJECTIVES
 from septet.tasks.harness import finetune, predict
 from septet.tasks.harness.report import read_report
 from septet.tasks.hub import card, claims, publish, verify
+from septet.tasks.hub.upload import UploadConfig
 
 TEXTS = [{"text": f"{'Goal' if n % 2 else 'Stew'} number {n}", "label": "sports" if n % 2 else "cooking", "lang": "en"} for n in range(30)]  # fmt: skip
 
@@ -102,13 +103,14 @@ def test_the_card_says_what_is_known_and_nothing_else(base: Path, tmp_path: Path
     manifest = {"stage": "pretrain", "config": settings, "inputs": inputs, "counts": counts}
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({**manifest, "files": {"final/config.json": {}}}))
 
-    shutil.copyfile(base / "config.json", tmp_path / "config.json")
+    heads = json.loads((base / "config.json").read_text())["trained_heads"]
 
     def card_of(model: Path, name: str = "name") -> str:
-        card.write_card(tmp_path, model, name, "apache-2.0", None)
+        facts = {"kind": "model", "heads": heads, "name": name, "license": "apache-2.0", "base_model": None}
+        card.write_card(tmp_path, model, facts)
         return (tmp_path / "README.md").read_text()
 
-    finished = card_of(folder, "a<script>\n|b")
+    finished = card_of(folder, "a<script> |b")
     assert "567,890 tokens in 1,234 steps" in finished
     assert "| bits per byte | 1.875 |" in finished
     assert "are synthetic" in finished  # the sample lies two stages back
@@ -179,8 +181,8 @@ def test_defects_that_show_without_running_anything(defect: str, hub, stranger, 
     failures = []
     for check in (
         lambda: stranger.files_are_plain(folder),
-        lambda: stranger.needed_files_are_there(folder),
-        lambda: stranger.imports_are_allowed(folder),
+        lambda: stranger.needed_files_are_there(folder, "model"),
+        lambda: stranger.imports_are_allowed(folder, "model"),
         lambda: stranger.digests_are_as_published(folder, conformance),
         lambda: stranger.card_says_what_the_reports_say(folder),
     ):
@@ -236,8 +238,8 @@ def test_two_reports_on_one_task_are_told_apart(hub, stranger, tmp_path: Path) -
     second["scores"]["accuracy"]["value"] = 12.34
     (tmp_path / "evidence" / "other").mkdir()
     (tmp_path / "evidence" / "other" / "report.json").write_text(json.dumps(second))
-    config = json.loads((hub["tuned"] / "config.json").read_text())
-    metadata = str(card.card_data(config, [first, second], "name", "apache-2.0", None))
+    facts = {"kind": "model", "name": "name", "license": "apache-2.0", "base_model": None}
+    metadata = str(card.card_data(["SeptetForSequenceClassification"], [first, second], facts))
     (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
     assert stranger.card_says_what_the_reports_say(tmp_path) == f"{2 * len(first['scores'])} numbers"
     edit_text(tmp_path / "README.md", "12.34", "92.34")
@@ -332,7 +334,7 @@ def test_the_card_is_executed(name: str, hub: dict[str, Path]) -> None:
     text = (hub[name] / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == {"base": 3, "tuned": 1}[name]
-    values = f"MODEL, TEXT = {str(hub[name])!r}, 'The cat sleeps.'\n"
+    values = f"MODEL, REVISION, TEXT = {str(hub[name])!r}, None, 'The cat sleeps.'\n"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run(
         [sys.executable, "-c", values + "\n".join(snippets)], check=True, env=environment, capture_output=True
@@ -399,10 +401,12 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
         torch.testing.assert_close(torch.tensor(json.loads(loaded.stdout)), local.detach(), rtol=0, atol=1e-5)
         upload = (  # the last step alone: what stands before it was seen above
             "import sys; from pathlib import Path; from septet.data.errors import report_errors\n"
-            "from septet.tasks.hub.publish import PublishConfig, _upload\n"
+            "from septet.tasks.hub import upload, verify\n"
             "name, revision, output = sys.argv[1:]\n"
-            "config = PublishConfig(output=Path(output), repo_id=name, revision=revision or None, dry_run=False)\n"
-            "report_errors(lambda: _upload(config))"
+            "files = {str(p.relative_to(output)): p for p in Path(output).rglob('*')}\n"
+            "files = {name: p for name, p in files.items() if p.is_file() and name != 'manifest.json'}\n"
+            "config = upload.UploadConfig(name, revision or None, dry_run=False, retries=0)\n"
+            "report_errors(lambda: upload.upload(config, files, 'out', verify.check_folder))"
         )
         branch = run([sys.executable, "-c", upload, "bare", "dev", str(tmp_path / "out")])
         assert branch.returncode == 0, branch.stderr
@@ -427,8 +431,10 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dry_run": False}, "nowhere to upload to"),
-        ({"repo_id": "a/b/c"}, "write owner/name"),
+        ({"upload": UploadConfig(dry_run=False)}, "nowhere to upload to"),
+        ({"upload": UploadConfig("a/b/c")}, "write owner/name"),
+        ({"upload": UploadConfig("a/b", tag="v 1")}, "is no name of a git reference"),
+        ({"adapter_only": True}, "holds no adapter"),
         ({"model": Path("nothing")}, "is not a model folder"),
     ],
 )

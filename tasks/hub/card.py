@@ -1,7 +1,7 @@
 """The model card: every number comes from a manifest or a report; what is unknown is left out.
 
-A card is a function of the folder that it lies in: `config.json`, the reports in `evidence/`, and `evidence/card.json`,
-which keeps what the manifests of the runs said. So it can be made again, and compared (`septet.tasks.hub.claims`).
+A card is a function of the folder that it lies in: the reports in `evidence/`, and `evidence/card.json`, which keeps what
+configuration and manifests of the runs said. So it can be made again, and compared (`septet.tasks.hub.claims`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FACTS = "card.json"
 _OF_A_RUN = {
     "config": ("objective", "tokens_per_step", "optimizer", "learning_rate", "schedule", "task", "method", "seed"),
     "counts": ("tokens", "steps", "num_parameters", "training_seconds", "environment", "validation", "rows", "resolved",
-               "truncated"),
+               "truncated", "training_joules"),
 }  # fmt: skip
 
 PIPELINES = {
@@ -30,6 +30,9 @@ PIPELINES = {
     "SeptetForQuestionAnswering": "question-answering",
 }
 
+LIBRARIES = {"adapter": "peft", "gguf": "gguf", "onnx": "onnx"}
+CODE_TAGS = {"model": ("custom_code",), "adapter": ("custom_code",)}
+
 
 def project_file(name: str) -> Path:
     """A file that ships at the project's root: `model_card.md` or `LICENSE`."""
@@ -37,9 +40,7 @@ def project_file(name: str) -> Path:
     return next(place for place in places if place.is_file())
 
 
-def card_data(
-    config: Mapping[str, Any], reports: Sequence[Mapping[str, Any]], name: str, license_id: str, base_model: str | None
-) -> Any:
+def card_data(heads: Sequence[str], reports: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Any:
     """The card's metadata, with one result in `model-index` for each metric of each report."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -62,12 +63,12 @@ def card_data(
     languages = sorted({lang for report in reports for lang in report["languages"]}) or ["en", "fr", "zh"]
     return ModelCardData(
         language=languages,
-        license=license_id,
-        library_name="transformers",
-        pipeline_tag=PIPELINES.get(config["trained_heads"][0]),
-        tags=["septet", "custom_code", *sorted({report["task"] for report in reports})],
-        base_model=base_model,
-        model_name=name,
+        license=facts["license"],
+        library_name=LIBRARIES.get(facts["kind"], "transformers"),
+        pipeline_tag=PIPELINES.get(heads[0]),
+        tags=["septet", *CODE_TAGS.get(facts["kind"], ()), *sorted({report["task"] for report in reports})],
+        base_model=facts["base_model"],
+        model_name=facts["name"],
         eval_results=results or None,
     )
 
@@ -92,27 +93,37 @@ def is_from_sample(run: Mapping[str, Any], pretraining: Mapping[str, Any]) -> bo
     return any("/septet-sample/" in source for source in sources)
 
 
-def write_card(folder: Path, model: Path, name: str, license_id: str, base_model: str | None) -> None:
-    """Writes `README.md` and `evidence/card.json` into a Hub folder whose configuration and reports are there."""
+def write_card(folder: Path, model: Path, facts: Mapping[str, Any]) -> None:
+    """Writes `README.md` and `evidence/card.json` into a Hub folder whose reports are there.
+
+    Args:
+        model: the checkpoint that the folder was made from.
+        facts: "kind" (of folder: see `stranger.NEEDED`), "heads", "name", "license", "base_model", and what else the
+            kind's template asks for.
+    """
     run = run_of(model)
     pretraining = run_of(Path(run["inputs"]["base"]["path"])) if run.get("stage") == "finetune" else run
     pretraining = pretraining if pretraining.get("stage") == "pretrain" else {}
     reports = reports_in(folder)
     synthetic = any(report["synthetic"] for report in reports) or is_from_sample(run, pretraining)
     (folder / "evidence").mkdir(exist_ok=True)
-    write_json(
-        folder / "evidence" / FACTS,
-        {
-            "name": " ".join(name.split()),
-            "license": license_id,
-            "base_model": base_model,
-            "synthetic": synthetic,
-            "run": _stated(run),
-            "pretraining": _stated(pretraining),
-            "template_sha256": sha256_of_file(project_file("model_card.md")),
-        },
-    )
+    stated = {
+        **facts,
+        "config": read_json(model / "config.json"),
+        "synthetic": synthetic,
+        "run": _stated(run),
+        "pretraining": _stated(pretraining),
+        "template_sha256": sha256_of_file(template_of(facts["kind"])),
+    }
+    write_json(folder / "evidence" / FACTS, stated)
     (folder / "README.md").write_text(card_text(folder, reports), encoding="utf-8", newline="")
+
+
+def template_of(kind: str) -> Path:
+    """The template of a kind of folder's card."""
+    if kind == "model":
+        return project_file("model_card.md")
+    return Path(__file__).with_name("adapter_card.md.j2" if kind == "adapter" else "native_card.md.j2")
 
 
 def reports_in(folder: Path) -> list[dict[str, Any]]:
@@ -123,23 +134,18 @@ def reports_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def card_text(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
-    """The card of a Hub folder with these reports, from `model_card.md`, its `config.json` and `evidence/card.json`."""
+    """The card of a Hub folder with these reports, from its kind's template and `evidence/card.json`."""
     from huggingface_hub import ModelCard
 
     from septet.tasks.harness.report import summary_table
 
-    config, facts = read_json(folder / "config.json"), read_json(folder / "evidence" / FACTS)
+    facts = read_json(folder / "evidence" / FACTS)
     card = ModelCard.from_template(
-        card_data(config, reports, facts["name"], facts["license"], facts["base_model"]),
-        template_path=str(project_file("model_card.md")),
-        name=facts["name"],
-        config=config,
-        heads=config["trained_heads"],
-        run=facts["run"],
-        pretraining=facts["pretraining"],
+        card_data(facts["heads"], reports, facts),
+        template_path=str(template_of(facts["kind"])),
         reports=reports,
         summary=summary_table(reports) if reports else "",
-        synthetic=facts["synthetic"],
+        **facts,
     )
     return str(card)
 

@@ -32,7 +32,7 @@ def claims(folder: Path) -> list[dict[str, str]]:
     from septet.tasks.harness.predict import scores
     from septet.tasks.harness.report import read_predictions, read_report
     from septet.tasks.harness.task import get_task
-    from septet.tasks.hub.card import FACTS, card_text, project_file
+    from septet.tasks.hub.card import FACTS, card_text, template_of
 
     found, again = [], []
     for path in sorted((folder / "evidence").glob("*/report.json")):
@@ -47,7 +47,7 @@ def claims(folder: Path) -> list[dict[str, str]]:
         found += list(compared(path.parent.name, stated, json.loads(json.dumps(computed))))
         again.append({**stated, **computed, "data": stated["data"]})
     facts = read_json(folder / "evidence" / FACTS)
-    if facts.get("template_sha256") != sha256_of_file(project_file("model_card.md")):
+    if facts.get("template_sha256") != sha256_of_file(template_of(facts["kind"])):
         detail = "the card was written by another version of Septet; compare with that one"
         return [*found, {"claim": "card", "status": "unsupported", "detail": detail}]
     return [*found, *lines((folder / "README.md").read_text(encoding="utf-8"), card_text(folder, again))]

@@ -5,30 +5,29 @@
 
 The folder holds the weights (safetensors), the code, the tokenizer, the card, the licence, and `evidence/`: golden inputs
 and outputs of every trained head, digests of every tensor and file, the reports with their predictions, and `verify.py`,
-which checks all that where Septet is not installed.
+which checks all that where Septet is not installed. With --adapter-only it holds the adapter alone; with --native more
+folders are built beside it, with the same model in forms that need no remote code (`septet.tasks.hub.forms`).
 """
 
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from septet.data.errors import UserError, run_cli
 from septet.data.manifest import FILE_NAME, fingerprint, finished, read_json, write_json, writing
+from septet.tasks.hub.upload import UploadConfig, check_target, upload
 
-GOLDEN_TEXTS = (
-    "The morning train to Lyon leaves at half past seven.",
-    "Où est le chat ? Il dort sur le toit, « comme toujours ».",
-    "人工智能改变世界，2026年。",
-    "A much shorter one!",
-)
-COPIED = ("*.safetensors", "*.safetensors.index.json", "*.py", "config.json", "generation_config.json", "token*.json",
-          "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+CODE_AND_SETTINGS = ("*.py", "config.json", "generation_config.json")
+TOKENIZER = ("token*.json", "special_tokens_map.json", "chat_template.jinja")
+PRIVATE = (FILE_NAME, "optimizer.safetensors")
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,15 @@ class PublishConfig:
     name: str | None = None
     """the model's name on the card; default: the folder's"""
     base_model: str | None = None
-    """repository of the model this one was fine-tuned from, for the card"""
+    """repository of the model this one was fine-tuned from, for the card; with --adapter-only it is loaded from there"""
+    adapter_only: bool = False
+    """publish the adapter/ of a run with --method lora or qlora in place of the merged weights"""
+    native: tuple[Literal["qwen3", "llama", "gguf", "onnx"], ...] = ()
+    """build OUTPUT-qwen3 and so on too, for servers that take no remote code, each verified for itself and uploaded to
+    REPO_ID-qwen3 and so on"""
     license: str = "apache-2.0"
     """of the weights, as the Hub names licences"""
-    repo_id: str | None = None
-    """owner/name to upload to"""
-    revision: str | None = None
-    """branch to upload to; default: main"""
-    tag: str | None = None
-    """name of this release, as v1.0, by which --revision finds it for ever"""
-    private: bool = False
-    """make a new repository private"""
-    dry_run: bool = True
-    """with --no-dry-run and --repo-id the verified folder is uploaded; otherwise it is only built and verified"""
+    upload: Annotated[UploadConfig, tyro.conf.arg(name="")] = field(default_factory=UploadConfig)
     overwrite: bool = False
     """replace what stands at --output"""
 
@@ -64,31 +59,59 @@ def run(config: PublishConfig) -> Path:
 
     Raises:
         UserError: a folder that cannot be published, a check that fails, an invalid repository name, or a Hub that
-            refuses or does not answer. Nothing is uploaded unless every check has passed.
+            refuses or does not answer. Nothing is uploaded unless every check of every folder has passed.
     """
     from septet.modeling.checkpoint import require_model_folder
+    from septet.tasks.hub import forms
+
+    check_target(config.upload)
+    model = require_model_folder(config.model)
+    reports = _report_folders(config.reports, model)
+    named = replace(config, name=config.name or config.output.name)
+    build = partial(forms.build_adapter if config.adapter_only else build_model, named, model, reports)
+    base = forms.base_of(model) if config.adapter_only else None
+    built = {"": _built(config.output, build, _identity(config), model, reports, config, base)}
+    for form in config.native:
+        place = config.output.with_name(f"{config.output.name}-{form}")
+        twin = partial(forms.build_native, named, model, form)
+        built[f"-{form}"] = _built(place, twin, {**_identity(config), "form": form}, model, {}, config)
+    for suffix, folder in built.items() if config.upload.repo_id else ():
+        target = replace(config.upload, repo_id=f"{config.upload.repo_id}{suffix}")
+        files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME}
+        from septet.tasks.hub.verify import check_folder
+
+        upload(target, files, folder.name, partial(check_folder, base=base))
+    return config.output
+
+
+def _built(
+    output: Path,
+    build: Callable[[Path], None],
+    identity: dict[str, Any],
+    model: Path,
+    reports: dict[str, Path],
+    config: PublishConfig,
+    base: Path | None = None,
+) -> Path:
+    """A folder that `build` has filled and that passes every check, now."""
     from septet.tasks.hub.verify import check_folder
 
-    _check_upload(config)
-    model = require_model_folder(config.model)
-    places = _report_folders(config.reports, model)
-    inputs = {"model": model, **{f"report {name}": place for name, place in places.items()}}
-    if not finished(config.output, "publish", _identity(config), inputs, config.overwrite):
-        with writing(config.output, "publish", _identity(config), inputs) as out:
-            _build(config, model, places, out.path)
-            checks = _passed(check_folder(out.path), config.output)
-            out.counts.update(checks=len(checks), reports=len(places))
-        print(f"publish: {config.output} is built and passes all {out.counts['checks']} checks", flush=True)
-    elif config.repo_id:  # it was built some time ago: what goes up is what passes now
-        _passed(check_folder(config.output), config.output)
-    if config.repo_id:
-        _upload(config)
-    return config.output
+    inputs = {"model": model, **{f"report {name}": place for name, place in reports.items()}}
+    if not finished(output, "publish", identity, inputs, config.overwrite):
+        with writing(output, "publish", identity, inputs) as out:
+            build(out.path)
+            checks = _passed(check_folder(out.path, base=base), output)
+            out.counts.update(checks=len(checks), reports=len(reports))
+        print(f"publish: {output} is built and passes all {out.counts['checks']} checks", flush=True)
+    elif config.upload.repo_id:  # it was built some time ago: what goes up is what passes now
+        _passed(check_folder(output, base=base), output)
+    return output
 
 
 def _identity(config: PublishConfig) -> dict[str, Any]:
     """What decides the folder's content: where it is uploaded does not."""
-    return {"name": config.name, "base_model": config.base_model, "license": config.license}
+    named = {"name": config.name, "base_model": config.base_model, "license": config.license}
+    return {**named, **({"adapter_only": True} if config.adapter_only else {})}
 
 
 def _passed(checks: list[dict[str, Any]], place: Path) -> list[dict[str, Any]]:
@@ -124,7 +147,7 @@ def _report_folders(reports: tuple[Path, ...], model: Path) -> dict[str, Path]:
     return places
 
 
-def _copy(file: Path, root: Path, target: Path) -> None:
+def copy(file: Path, root: Path, target: Path) -> None:
     """Copies a file of `root`; a link that leads out of it could publish anything on this machine."""
     if not file.is_file():
         raise UserError(f"{file}: is missing; run the stage that makes {root} again")
@@ -133,171 +156,72 @@ def _copy(file: Path, root: Path, target: Path) -> None:
     shutil.copyfile(file, target)
 
 
-def _build(config: PublishConfig, model: Path, places: dict[str, Path], folder: Path) -> None:
-    from septet.data.pack import load_tokenizer
-    from septet.tasks.harness.finetune import check_tokenizer
-    from septet.tasks.hub import stranger
-    from septet.tasks.hub.card import project_file, write_card
+def copy_matching(patterns: tuple[str, ...], root: Path, folder: Path) -> None:
+    """Copies the files of `root` that match, but those that are of use here alone."""
+    for pattern in patterns:
+        for file in sorted(root.glob(pattern)):
+            if file.name not in PRIVATE:
+                copy(file, root, folder / file.name)
 
-    for pattern in COPIED:
-        for file in sorted(model.glob(pattern)):
-            if file.name not in (FILE_NAME, "optimizer.safetensors"):
-                _copy(file, model, folder / file.name)
-    shutil.copyfile(project_file("LICENSE"), folder / "LICENSE")
+
+def build_model(config: PublishConfig, model: Path, reports: dict[str, Path], folder: Path) -> None:
+    """Fills `folder` with a checkpoint, its code, its card and its evidence."""
+    import torch
+
+    from septet.data.pack import load_tokenizer
+    from septet.modeling import modeling_septet
+    from septet.tasks.harness.finetune import check_tokenizer
+    from septet.tasks.hub.card import write_card
+    from septet.tasks.hub.evidence import write_evidence
+
+    copy_matching((*WEIGHTS, *CODE_AND_SETTINGS, *TOKENIZER), model, folder)
+    heads = add_common_files(config, model, reports, folder)
     tokenizer = load_tokenizer(folder)
-    for name, place in places.items():
+    write_card(folder, model, {"kind": "model", "heads": heads, **card_facts(config)})
+
+    def models() -> Any:
+        for name in ["SeptetModel", *heads]:
+            loaded = getattr(modeling_septet, name).from_pretrained(folder, dtype=torch.float32)
+            check_tokenizer(tokenizer, loaded.config, folder)
+            yield name, loaded
+
+    write_evidence(folder, tokenizer, models(), heads)
+
+
+def add_common_files(config: PublishConfig, model: Path, reports: dict[str, Path], folder: Path) -> list[str]:
+    """The licence, the reports, and whole generation settings; returns the trained heads."""
+    import transformers
+
+    from septet.tasks.hub.card import project_file
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    shutil.copyfile(project_file("LICENSE"), folder / "LICENSE")
+    for name, place in reports.items():
         target = folder / "evidence" / name
         target.mkdir(parents=True)
         for part in ("report.json", "report.md", "predictions.jsonl"):
-            _copy(place / part, place, target / part)
-    loaded = read_json(folder / "config.json")
-    if not loaded.get("trained_heads"):
+            copy(place / part, place, target / part)
+    described = read_json(model / "config.json")
+    heads: list[str] = described.get("trained_heads") or []
+    if not heads:
         raise UserError(f"{model}: its config.json declares no trained_heads; publish a folder that Septet saved")
-    if "SeptetForCausalLM" in loaded["trained_heads"]:
-        _complete_generation_settings(folder / "generation_config.json", loaded)
-    write_card(folder, model, config.name or config.output.name, config.license, config.base_model)
-    shutil.copyfile(Path(stranger.__file__), folder / "evidence" / "verify.py")
-    _write_evidence(folder, tokenizer, loaded["trained_heads"], check_tokenizer)
+    if "SeptetForCausalLM" in heads and (folder / "config.json").is_file():
+        complete_generation_settings(folder / "generation_config.json", described)
+    return heads
 
 
-def _complete_generation_settings(path: Path, config: dict[str, Any]) -> None:
+def card_facts(config: PublishConfig) -> dict[str, Any]:
+    """What the options say on the card."""
+    return {"name": " ".join(str(config.name).split()), "license": config.license, "base_model": config.base_model}
+
+
+def complete_generation_settings(path: Path, config: dict[str, Any]) -> None:
     """Where the file exists, transformers asks the model's configuration for nothing more: without eos in it no answer
     ends, and without do_sample the pipeline samples."""
     ids = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     settings = read_json(path) if path.is_file() else {}
     write_json(path, {**ids, "do_sample": False, **settings})
-
-
-def _write_evidence(folder: Path, tokenizer: Any, trained_heads: list[str], check_tokenizer: Any) -> None:
-    """Golden inputs and outputs per head, a generation, and digests: what `stranger.py` compares with."""
-    import torch
-    import transformers
-    from safetensors.torch import load_file, save_file
-
-    from septet.modeling import modeling_septet
-    from septet.tasks.hub import stranger
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    golden: dict[str, Any] = {}
-    conformance: dict[str, Any] = {"trained_heads": trained_heads}
-    for name in ["SeptetModel", *trained_heads]:
-        model = getattr(modeling_septet, name).from_pretrained(folder, dtype=torch.float32).eval()
-        check_tokenizer(tokenizer, model.config, folder)
-        length = min(48, model.config.max_position_embeddings)
-        batch = tokenizer(
-            list(GOLDEN_TEXTS),
-            padding=True,
-            truncation=True,
-            max_length=length,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            outputs = model(**batch)
-        golden[f"{name}.input_ids"], golden[f"{name}.attention_mask"] = batch["input_ids"], batch["attention_mask"]
-        for key in stranger.HEADS[name][1]:
-            golden[f"{name}.{key}"] = outputs[key].float().contiguous()
-        if name == "SeptetForCausalLM":
-            context = model.config.max_position_embeddings
-            ids = batch["input_ids"][:1, : min(int(batch["attention_mask"][0].sum()), context // 2)]
-            room = min(16, context - ids.shape[1])
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=room)
-            conformance["generation"] = {
-                "input_ids": ids[0].tolist(),
-                "output_ids": out[0, ids.shape[1] :].tolist(),
-                "max_new_tokens": room,
-            }
-    evidence = folder / "evidence"
-    evidence.mkdir(exist_ok=True)
-    save_file(golden, evidence / "golden.safetensors")
-    tensors: dict[str, str] = {}
-    for shard in sorted(folder.glob("*.safetensors")):
-        tensors.update({key: stranger.tensor_digest(value) for key, value in load_file(shard).items()})
-    conformance |= {
-        "tensors": tensors,
-        "encodings": {text: tokenizer(text)["input_ids"] for text in GOLDEN_TEXTS},
-        "libraries": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "files": {
-            str(file.relative_to(folder)): stranger.sha256(file)
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name != "conformance.json"
-        },
-    }
-    write_json(evidence / "conformance.json", conformance)
-
-
-def _check_upload(config: PublishConfig) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    if config.repo_id is None:
-        if not config.dry_run:
-            raise UserError("--no-dry-run: nowhere to upload to; give --repo-id owner/name, or leave the dry run on")
-        return
-    try:
-        validate_repo_id(config.repo_id)
-    except HFValidationError as error:
-        raise UserError(f"--repo-id {config.repo_id!r}: {str(error).split('. ')[0]}; write owner/name") from error
-
-
-def _upload(config: PublishConfig) -> None:
-    """One commit with every file of the verified folder, which is then downloaded again and verified; in a dry run, what
-    it would hold."""
-    files = sorted(p for p in config.output.rglob("*") if p.is_file() and p.name != FILE_NAME)
-    megabytes = sum(p.stat().st_size for p in files) / 1e6
-    if config.dry_run:
-        print(f"publish: dry run; would upload {len(files)} files, {megabytes:.1f} MB, to {config.repo_id}:")
-        for file in files:
-            print(f"  {file.relative_to(config.output)}")
-        return
-    from huggingface_hub import HfApi
-
-    from septet.tasks.hub.verify import check_folder, download
-
-    api = HfApi()
-    with _hub_errors(config):
-        repo_id = api.create_repo(config.repo_id, private=config.private, exist_ok=True).repo_id
-        if config.tag and any(tag.name == config.tag for tag in api.list_repo_refs(repo_id).tags):
-            raise UserError(
-                f"--tag {config.tag}: {repo_id} has one of that name; a release stays what it was, name another"
-            )
-        if config.revision and not config.revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=config.revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=config.output,
-            revision=config.revision,
-            ignore_patterns=[FILE_NAME],
-            commit_message=f"Publish {config.output.name} with Septet",
-        )
-    print(f"publish: {len(files)} files, {megabytes:.1f} MB, are at {commit.commit_url}", flush=True)
-    with tempfile.TemporaryDirectory() as place:
-        failed = [check for check in check_folder(download(repo_id, commit.oid, Path(place))) if not check["ok"]]
-    if failed:
-        raise UserError(
-            f"{repo_id}: what comes back is not what was sent ({failed[0]['check']}: {failed[0]['detail']}); "
-            "run the same command again, and tell nobody of this revision until it passes"
-        )
-    if config.tag:
-        with _hub_errors(config):
-            api.create_tag(repo_id, tag=config.tag, revision=commit.oid)
-    print(f"publish: it was downloaded again, and passes; load it with revision={commit.oid!r}", flush=True)
-
-
-@contextmanager
-def _hub_errors(config: PublishConfig) -> Iterator[None]:
-    """What the client raises as a `UserError`: its own errors, the system's, and those of whichever HTTP library it uses."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{config.repo_id}: the upload failed ({reason}); check the name, the network and your login "
-            f"(HF_TOKEN or `hf auth login`), and run the same command again; {config.output} is untouched"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
 A copy lies in each published folder under that name; `septet verify` runs its own, in a process apart, in an empty
 directory, with empty caches. It imports nothing of Septet but what lies in the folder (read the `.py` files there first:
 this runs them), writes nothing there, and prints one JSON object a check: {"check", "ok", "detail"}.
+
+`evidence/conformance.json` says what kind of folder it is: a model; an adapter, which also needs peft and the model that
+it adapts (its name on the Hub stands in adapter_config.json; a folder can be given instead, as the second argument, and
+the code there is run too); or a model in another form, which has no code: qwen3, llama, gguf (needs gguf, and is run if
+xllamacpp is there), onnx (needs onnxruntime).
 """
 
 import ast
@@ -11,10 +16,12 @@ import importlib.abc
 import json
 import re
 import sys
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
 LOGITS_TOLERANCE = 1e-5
+GRAPH_TOLERANCE = 1e-4  # of a graph in another runtime: of the largest output, or of 1
 ALLOWED_IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "math", "typing"}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".joblib")
 # Written after the list of files, here or by the Hub; and `.cache/` is huggingface_hub's, where a repository is downloaded.
@@ -30,6 +37,20 @@ HEADS = {
     "SeptetForSequenceClassification": (("classifier.",), ("logits",)),
     "SeptetForTokenClassification": (("token_classifier.",), ("logits",)),
     "SeptetForQuestionAnswering": (("qa_outputs.",), ("start_logits", "end_logits")),
+    "Qwen3ForCausalLM": (("lm_head.",), ("logits",)),
+    "LlamaForCausalLM": (("lm_head.",), ("logits",)),
+}
+LIBRARIES = ("transformers", "peft", "gguf", "onnx")
+CODE = ("configuration_septet.py", "modeling_septet.py")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+# What each kind of folder must hold besides card, licence and evidence.
+NEEDED = {
+    "model": ("config.json", *CODE, *TOKENIZER, "*.safetensors"),
+    "adapter": ("config.json", *CODE, *TOKENIZER, "adapter_config.json", "adapter_model.safetensors"),
+    "qwen3": ("config.json", *TOKENIZER, "*.safetensors"),
+    "llama": ("config.json", *TOKENIZER, "*.safetensors"),
+    "gguf": ("*.gguf",),
+    "onnx": ("model.onnx", *TOKENIZER),
 }
 
 
@@ -85,15 +106,19 @@ def files_are_plain(folder):
     return f"{sum(p.is_file() for p in folder.rglob('*'))} files"
 
 
-def needed_files_are_there(folder):
-    names = ["config.json", "configuration_septet.py", "modeling_septet.py", "tokenizer.json", "tokenizer_config.json"]
-    for name in [*names, "README.md", "LICENSE", "evidence/conformance.json", "evidence/golden.safetensors"]:
-        require((folder / name).is_file(), f"{name} is missing")
-    require(list(folder.glob("*.safetensors")), "there are no weights (*.safetensors)")
+def needed_files_are_there(folder, kind):
+    require(kind in NEEDED, f"a folder of the kind {kind!r} is not known here; use the verify.py of its own evidence/")
+    for name in (*NEEDED[kind], "README.md", "LICENSE", "evidence/golden.safetensors"):
+        require(list(folder.glob(name)), f"{name} is missing")
 
 
-def imports_are_allowed(folder):
-    for file in folder.glob("*.py"):
+def imports_are_allowed(folder, kind):
+    files = sorted(folder.glob("*.py"))
+    require(
+        not files or "modeling_septet.py" in NEEDED[kind],
+        f"holds code, which this kind of folder never needs: {files[:1]}",
+    )
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):
@@ -139,7 +164,7 @@ def card_says_what_the_reports_say(folder):
     match = re.match(r"\A---\n(.*?)\n---\n", text, re.DOTALL)
     require(match, "README.md has no metadata (YAML between two lines of ---)")
     data = yaml.safe_load(match.group(1))
-    require(data.get("library_name") == "transformers", f"library_name is {data.get('library_name')!r}")
+    require(data.get("library_name") in LIBRARIES, f"library_name is {data.get('library_name')!r}")
     results = [result for entry in data.get("model-index") or [] for result in entry["results"]]
     stated = Counter(
         (r["task"]["type"], r["dataset"]["type"], r["dataset"].get("split"), m["type"], m["value"])
@@ -192,13 +217,25 @@ def only_its_own_is_missing(name, missing, config, conformance):
         )
 
 
+def compare(result, name, golden, keys, tolerance=LOGITS_TOLERANCE, relative=False):
+    """The largest difference between a head's outputs and the golden ones."""
+    expected = {key: golden[f"{name}.{key}"] for key in keys}
+    worst = max(float((result[key].float() - value).abs().max()) for key, value in expected.items())
+    largest = max(float(value.abs().max()) for value in expected.values())
+    require(
+        worst <= tolerance * (max(1.0, largest) if relative else 1),
+        f"its outputs differ from what training saw by {worst:.2g}",
+    )
+    return f"outputs within {worst:.1g}"
+
+
 def head_loads(auto_class, name, folder, config, conformance, golden):
     """A trained head loads complete, twice the same, with the golden outputs; any other lacks exactly its own tensors."""
     import torch
     import transformers
 
-    auto = getattr(transformers, auto_class)
-    model, info = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    auto, trust = getattr(transformers, auto_class), {"trust_remote_code": True} if has_code(conformance) else {}
+    model, info = auto.from_pretrained(folder, output_loading_info=True, **trust)
     require(type(model).__name__ == name, f"is a {type(model).__name__}, should be a {name}")
     missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
     require(not mismatched, f"tensors of another shape: {mismatched[:3]}")
@@ -215,25 +252,20 @@ def head_loads(auto_class, name, folder, config, conformance, golden):
     if f"{name}.input_ids" not in golden:
         return f"{len(missing)} new tensors"
     # Loaded twice the same; the second in float32, the type of the golden outputs, which holds bfloat16's values exactly.
-    model = auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    model = auto.from_pretrained(folder, dtype=torch.float32, **trust).eval()
     again = model.state_dict()
     require(all(torch.equal(again[key], state[key].float()) for key in state), "two loads have different weights")
     with torch.no_grad():
         result = model(input_ids=golden[f"{name}.input_ids"], attention_mask=golden[f"{name}.attention_mask"])
-    worst = 0.0
-    for key in outputs:
-        worst = max(worst, float((result[key].float() - golden[f"{name}.{key}"]).abs().max()))
-    require(worst <= LOGITS_TOLERANCE, f"its outputs differ from what training saw by {worst:.2g}")
-    return f"outputs within {worst:.1g}"
+    return compare(result, name, golden, outputs)
 
 
 def generates(folder, conformance):
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, dtype=torch.float32
-    ).eval()
+    trust = {"trust_remote_code": True} if has_code(conformance) else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **trust).eval()
     settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     require("do_sample" in settings, "generation_config.json must say do_sample: without it the pipeline samples")
     for name in ("eos_token_id", "pad_token_id"):
@@ -251,21 +283,116 @@ def generates(folder, conformance):
     return f"{len(new)} tokens"
 
 
-def main(folder):
+def adapter_fits(folder, base, conformance, golden):
+    """On top of the model that it adapts, the adapter gives the golden outputs."""
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    name, auto_class = conformance["trained_heads"][0], conformance["auto_class"]
+    place = base or json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    auto = getattr(transformers, auto_class)
+    model = auto.from_pretrained(place, config=config, trust_remote_code=True, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, folder).eval()
+    with torch.no_grad():
+        result = model(input_ids=golden[f"{name}.input_ids"], attention_mask=golden[f"{name}.attention_mask"])
+    try:
+        return compare(result, name, golden, HEADS[name][1]) + f", on {Path(place).name}"
+    except ValueError as error:
+        raise ValueError(f"{error}; is {place} the model that it was trained on?") from error
+
+
+def graph_runs(folder, conformance, golden):
+    """The ONNX graph gives the golden outputs."""
+    import onnxruntime
+    import torch
+
+    name = conformance["trained_heads"][0]
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    keys = [output.name for output in session.get_outputs()]
+    given = {key: golden[f"{name}.{key}"].numpy() for key in ("input_ids", "attention_mask")}
+    if any(entry.name == "prefix_lengths" for entry in session.get_inputs()):
+        given["prefix_lengths"] = golden[f"{name}.attention_mask"].sum(1).numpy() * 0
+    result = dict(zip(keys, map(torch.from_numpy, session.run(keys, given)), strict=True))
+    return compare(result, name, golden, HEADS[name][1], GRAPH_TOLERANCE, relative=True)
+
+
+def gguf_reads(folder, conformance):
+    """The GGUF file holds the tensors that were written, and, where llama.cpp is at hand, goes on as the model did."""
+    from gguf import GGUFReader
+
+    [path] = folder.glob("*.gguf")
+    reader = GGUFReader(path)
+    found = {tensor.name: hashlib.sha256(tensor.data.tobytes()).hexdigest() for tensor in reader.tensors}
+    require(found == conformance["tensors"], "its tensors are not those that were written")
+    try:
+        import xllamacpp
+    except ImportError:
+        return f"{len(found)} tensors; read, not run: xllamacpp is not installed"
+    generation, params = conformance["generation"], xllamacpp.CommonParams()
+    params.model.path, params.n_gpu_layers, params.warmup, params.verbosity = str(path), 0, False, 0
+    params.n_ctx = len(generation["input_ids"]) + generation["max_new_tokens"] + 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # as exact as the model's
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    asked = {"prompt": generation["input_ids"], "n_predict": generation["max_new_tokens"], "temperature": 0}
+    body = json.dumps({**asked, "cache_prompt": False, "return_tokens": True}).encode()
+    request = urllib.request.Request(server.listening_address + "/completion", body)
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        tokens = json.loads(answer.read())["tokens"]
+    expected = generation["output_ids"][: len(tokens)]
+    require(tokens and tokens == expected, f"goes on with {tokens[:8]}, the model with {expected[:8]}")
+    return f"{len(found)} tensors; llama.cpp goes on with the model's {len(tokens)} tokens"
+
+
+def has_code(conformance):
+    return "modeling_septet.py" in NEEDED[conformance.get("kind", "model")]
+
+
+def loads(folder, conformance, golden, base):
+    """What is seen when a folder that transformers reads is loaded; a list of results."""
+    import transformers
+
+    trust = {"trust_remote_code": True} if has_code(conformance) else {}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **trust)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trust)
+    except Exception as error:
+        return [report("configuration and tokenizer", False, f"{type(error).__name__}: {error}".split("\n")[0][:300])]
+    checks = [attempt("tokenizer", lambda: tokenizer_fits(tokenizer, config, conformance))]
+    if conformance.get("kind") == "adapter":
+        return [*checks, attempt("adapter", lambda: adapter_fits(folder, base, conformance, golden))]
+    heads = getattr(config, "auto_map", None) or {"AutoModelForCausalLM": conformance["trained_heads"][0]}
+    for auto_class, target in sorted(heads.items()):
+        name = target.split(".")[-1]
+        if name in HEADS:
+            arguments = (auto_class, name, folder, config, conformance, golden)
+            checks.append(attempt(auto_class, lambda a=arguments: head_loads(*a)))
+    if "generation" in conformance:
+        checks.append(attempt("generation", lambda: generates(folder, conformance)))
+    return checks
+
+
+def main(folder, base=None):
     sys.meta_path.insert(0, NotInstalled())
-    checks = [
-        attempt("plain files", lambda: files_are_plain(folder)),
-        attempt("needed files", lambda: needed_files_are_there(folder)),
-    ]
-    if not all(checks):
+    if not attempt("plain files", lambda: files_are_plain(folder)):
         return 1  # the rest would only repeat it, or run what should not be run
-    conformance = json.loads((folder / "evidence" / "conformance.json").read_text(encoding="utf-8"))
-    checks += [
-        attempt("imports", lambda: imports_are_allowed(folder)),
+    try:
+        conformance = json.loads((folder / "evidence" / "conformance.json").read_text(encoding="utf-8"))
+        kind = conformance.get("kind", "model")
+    except (OSError, ValueError, AttributeError) as error:
+        report("needed files", False, f"evidence/conformance.json is missing or damaged ({error})")
+        return 1
+    if not attempt("needed files", lambda: needed_files_are_there(folder, kind)):
+        return 1
+    checks = [
+        attempt("imports", lambda: imports_are_allowed(folder, kind)),
         attempt("digests", lambda: digests_are_as_published(folder, conformance)),
         attempt("card", lambda: card_says_what_the_reports_say(folder)),
     ]
-    if not checks[2]:
+    if not checks[0]:
         return 1
 
     import transformers
@@ -275,22 +402,18 @@ def main(folder):
     transformers.utils.logging.disable_progress_bar()
     try:
         golden = load_file(folder / "evidence" / "golden.safetensors")
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     except Exception as error:
-        report("configuration and tokenizer", False, f"{type(error).__name__}: {error}".split("\n")[0][:300])
+        report("golden outputs", False, f"evidence/golden.safetensors cannot be read ({error})")
         return 1
-    checks.append(attempt("tokenizer", lambda: tokenizer_fits(tokenizer, config, conformance)))
-    for auto_class, target in sorted(config.auto_map.items()):
-        name = target.split(".")[-1]
-        if name in HEADS:
-            arguments = (auto_class, name, folder, config, conformance, golden)
-            checks.append(attempt(auto_class, lambda a=arguments: head_loads(*a)))
-    if "generation" in conformance:
-        checks.append(attempt("generation", lambda: generates(folder, conformance)))
+    if kind == "gguf":
+        checks.append(attempt("GGUF", lambda: gguf_reads(folder, conformance)))
+    elif kind == "onnx":
+        checks.append(attempt("ONNX", lambda: graph_runs(folder, conformance, golden)))
+    else:
+        checks += loads(folder, conformance, golden, base)
     return 0 if all(checks) else 1
 
 
 if __name__ == "__main__":
     place = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent.parent
-    sys.exit(main(place.resolve()))
+    sys.exit(main(place.resolve(), *sys.argv[2:3]))

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from septet.data.errors import UserError, run_cli
+from septet.data.manifest import read_json
 
 STATUSES = ("supported", "drifted", "unsupported")
 
@@ -33,6 +34,8 @@ class VerifyConfig:
     """of a repository: branch, tag or commit"""
     card: bool = False
     """compute every number of the card and its reports again from the predictions in evidence/"""
+    base: Path | None = None
+    """of an adapter: a folder with the model that it adapts; default: where its configuration says, on the Hub"""
     timeout_seconds: int = 600
     """give up after so long"""
 
@@ -60,7 +63,11 @@ def run(config: VerifyConfig) -> list[dict[str, Any]]:
 
 def all_checks(folder: Path, config: VerifyConfig) -> list[dict[str, Any]]:
     """Those of `check_folder`, and with --card, of a folder that is what was published, what `claims` found."""
-    checks = check_folder(folder, config.timeout_seconds)
+    with tempfile.TemporaryDirectory() as place:
+        base, settings = config.base, folder / "adapter_config.json"
+        if base is None and settings.is_file() and not settings.is_symlink():
+            base = download(read_json(settings)["base_model_name_or_path"], None, Path(place))
+        checks = check_folder(folder, config.timeout_seconds, base)
     if config.card and all(check["ok"] for check in checks):
         from septet.tasks.hub.claims import claims
 
@@ -74,8 +81,12 @@ def all_checks(folder: Path, config: VerifyConfig) -> list[dict[str, Any]]:
     return checks
 
 
-def check_folder(folder: Path, timeout_seconds: int = 600) -> list[dict[str, Any]]:
-    """Runs `stranger.py` on a folder; one dict a check: "check", "ok", "detail"."""
+def check_folder(folder: Path, timeout_seconds: int = 600, base: Path | None = None) -> list[dict[str, Any]]:
+    """Runs `stranger.py` on a folder; one dict a check: "check", "ok", "detail".
+
+    Args:
+        base: the folder of the model that an adapter adapts, in place of the name that its configuration has.
+    """
     script = Path(__file__).with_name("stranger.py")
     with tempfile.TemporaryDirectory() as empty:
         kept = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -87,6 +98,7 @@ def check_folder(folder: Path, timeout_seconds: int = 600) -> list[dict[str, Any
             "TOKENIZERS_PARALLELISM": "false",
         }
         command = [sys.executable, "-I", str(script), str(Path(folder).resolve())]
+        command += [str(Path(base).resolve())] if base else []
         try:
             done = subprocess.run(
                 command,
