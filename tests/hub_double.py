@@ -1,4 +1,7 @@
-"""A stand-in of the Hub's HTTP API on loopback, for tests: create, commit, LFS, info, resolve, tree. Standard library."""
+"""A stand-in of the Hub's HTTP API on loopback, for tests: create, commit, LFS, info, resolve, tree. Standard library.
+
+Data sets and Spaces are kept under "datasets/owner/name" and "spaces/owner/name".
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from typing import Any
 
 class HubDouble(ThreadingHTTPServer):
     """Repositories in memory; `url` is what HF_ENDPOINT should be; `refuse` answers every call with that status, and
-    `damage` comes after whatever is committed to a README.md."""
+    `damage` comes after whatever is committed to a README.md.
+
+    `faults` are [method, part of the path, what, how often]: a status in place of an answer, "cut" (the connection ends
+    before the request is carried out), "lost" (it is carried out, and the connection ends before the answer) or "garbled"
+    (a byte of the file that is sent or received is another).
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -21,6 +29,9 @@ class HubDouble(ThreadingHTTPServer):
         self.branches: dict[str, set[str]] = {}
         self.tags: dict[str, dict[str, str]] = {}
         self.damage = b""
+        self.faults: list[list[Any]] = []
+        self.public: set[str] = set()
+        self.sent: list[str] = []
         self.objects: dict[str, bytes] = {}
         self.commits: list[str] = []
         self.tokens_seen: set[str] = set()
@@ -40,6 +51,11 @@ class HubDouble(ThreadingHTTPServer):
         return hashlib.sha1(content.encode()).hexdigest()
 
 
+def oid(data: bytes, lfs: bool) -> str:
+    """As git knows a file, or LFS."""
+    return (hashlib.sha256(data) if lfs else hashlib.sha1(b"blob %d\0" % len(data) + data)).hexdigest()
+
+
 class Handler(BaseHTTPRequestHandler):
     server: HubDouble
     protocol_version = "HTTP/1.1"
@@ -47,7 +63,32 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def parse_request(self) -> bool:
+        """Faults come before everything else."""
+        self.lost = self.garbled = False
+        if not super().parse_request():
+            return False
+        for fault in self.server.faults:
+            method, part, what, left = fault
+            if left and method == self.command and part in self.path:
+                fault[3] -= 1
+                if what in ("lost", "garbled"):
+                    self.lost, self.garbled = what == "lost", what == "garbled"
+                    return True
+                self.body()
+                if what == "cut":
+                    self.connection.shutdown(2)
+                    self.close_connection = True
+                else:
+                    self.answer({"error": "no"}, what)
+                return False
+        return True
+
     def answer(self, body: Any = b"", status: int = 200, **headers: str) -> None:
+        if self.lost:
+            self.connection.shutdown(2)
+            self.close_connection = True
+            return
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in headers.items():
@@ -56,6 +97,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    def passed(self, data: bytes) -> bytes:
+        return data[:-1] + bytes([data[-1] ^ 1]) if self.garbled else data
+
+    @staticmethod
+    def repo(match: re.Match[str]) -> str:
+        kind, name = match.groups()[:2]
+        return name if kind == "models" else f"{kind}/{name}"
 
     def body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "") == "chunked":
@@ -80,41 +129,45 @@ class Handler(BaseHTTPRequestHandler):
         path, data, hub = self.path.split("?")[0], self.body(), self.server
         if path == "/api/repos/create":
             given = json.loads(data)
-            repo = f"{given.get('organization') or 'user'}/{given['name']}"
+            name = f"{given.get('organization') or 'user'}/{given['name']}"
+            kind = given.get("type", "model")
+            repo = name if kind == "model" else f"{kind}s/{name}"
             known = repo in hub.repos
             hub.repos.setdefault(repo, {})
             hub.branches.setdefault(repo, {"main"})
-            self.answer({"url": f"{hub.url}/{repo}", "name": repo}, 409 if known else 200)
+            if not known and not given.get("private"):
+                hub.public.add(repo)
+            self.answer({"url": f"{hub.url}/{repo}", "name": name}, 409 if known else 200)
         elif path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
-        elif match := re.fullmatch(r"/api/models/(.+)/branch/(.+)", path):
-            hub.branches[match.group(1)].add(match.group(2))
+        elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/branch/(.+)", path):
+            hub.branches[self.repo(match)].add(match.group(3))
             self.answer({})
-        elif match := re.fullmatch(r"/api/models/(.+)/tag/(.+)", path):
-            hub.tags.setdefault(match.group(1), {})[json.loads(data)["tag"]] = match.group(2)
+        elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tag/(.+)", path):
+            hub.tags.setdefault(self.repo(match), {})[json.loads(data)["tag"]] = match.group(3)
             self.answer({})
-        elif (match := re.fullmatch(r"/api/models/(.+)/(?:preupload|commit)/(.+)", path)) and (
-            match.group(2) not in hub.branches.get(match.group(1), ())
-        ):
+        elif (
+            match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/(?:preupload|commit)/(.+)", path)
+        ) and (match.group(3) not in hub.branches.get(self.repo(match), ())):
             self.answer({"error": "none"}, 404, X_Error_Code="RevisionNotFound")
-        elif match := re.fullmatch(r"/api/models/(.+)/preupload/(.+)", path):
-            files = [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
-                    "shouldIgnore": False,
-                }
-                for f in json.loads(data)["files"]
-            ]
+        elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/preupload/(.+)", path):
+            there = hub.repos[self.repo(match)]
+            files = []
+            for name in (f["path"] for f in json.loads(data)["files"]):
+                lfs = name.endswith((".safetensors", ".arrow", ".gz", ".gguf", ".onnx"))
+                mode = {"path": name, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+                files.append({**mode, **({"oid": oid(there[name], lfs)} if name in there else {})})
             self.answer({"files": files})
         elif path.endswith("/info/lfs/objects/batch"):
             objects = [
-                {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}}
+                {**o, "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}?signature=hidden"}}}
+                if o["oid"] not in hub.objects
+                else o
                 for o in json.loads(data)["objects"]
             ]
             self.answer({"objects": objects, "transfer": "basic"}, Content_Type="application/vnd.git-lfs+json")
-        elif match := re.fullmatch(r"/api/models/(.+)/commit/(.+)", path):
-            repo = match.group(1)
+        elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/commit/(.+)", path):
+            repo = self.repo(match)
             staged = dict(hub.repos[repo])
             for line in filter(None, data.split(b"\n")):
                 item = json.loads(line)
@@ -124,6 +177,8 @@ class Handler(BaseHTTPRequestHandler):
                     staged[value["path"]] = base64.b64decode(value["content"]) + damage
                 elif item["key"] == "lfsFile":
                     staged[value["path"]] = hub.objects[value["oid"]]
+                elif item["key"] == "deletedFile":
+                    del staged[value["path"]]
             hub.repos[repo] = staged
             hub.commits.append(repo)
             sha = hub.sha(repo)
@@ -132,11 +187,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"error": path}, 404)
 
     def do_PUT(self) -> None:
-        data = self.body()
-        oid = self.path.rsplit("/", 1)[1]
-        if hashlib.sha256(data).hexdigest() != oid:
+        data, digest = self.body(), self.path.split("?")[0].rsplit("/", 1)[1]
+        self.server.sent.append(digest)
+        if hashlib.sha256(self.passed(data)).hexdigest() != digest:
             return self.answer({"error": "digest"}, 422)
-        self.server.objects[oid] = data
+        self.server.objects[digest] = data
         return self.answer()
 
     def do_HEAD(self) -> None:
@@ -146,35 +201,36 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused():
             return
         path, hub = self.path.split("?")[0], self.server
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/refs", path):
             refs = {
-                "branches": hub.branches.get(match.group(1), ()),
-                "tags": hub.tags.get(match.group(1), ()),
+                "branches": hub.branches.get(self.repo(match), ()),
+                "tags": hub.tags.get(self.repo(match), ()),
             }
             kinds = {
                 kind: [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": ""} for n in names]
                 for kind, names in refs.items()
             }
             return self.answer({**kinds, "converts": []})
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+)?", path):
-            repo = match.group(1)
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(/revision/.+)?", path):
+            repo = self.repo(match)
             if repo not in hub.repos:
                 return self.answer({"error": "none"}, 404, X_Error_Code="RepoNotFound")
             names = [{"rfilename": name} for name in sorted(hub.repos[repo])]
-            return self.answer({"id": repo, "modelId": repo, "sha": hub.sha(repo), "siblings": names, "private": False, "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/.+", path):
+            name, private = match.group(2), repo not in hub.public
+            return self.answer({"id": name, "modelId": name, "sha": hub.sha(repo), "siblings": names, "private": private, "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tree/.+", path):
             files = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in sorted(hub.repos.get(match.group(1), {}).items())
+                for name, data in sorted(hub.repos.get(self.repo(match), {}).items())
             ]
             return self.answer(files)
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        if match := re.fullmatch(r"/((?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             repo, name = match.groups()
             if repo not in hub.repos:
                 return self.answer(b"", 404, X_Error_Code="RepoNotFound")
             if name not in hub.repos[repo]:
                 return self.answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=hub.sha(repo))
-            data = hub.repos[repo][name]
+            data = self.passed(hub.repos[repo][name])
             etag = f'"{hashlib.sha1(data).hexdigest()}"'
             return self.answer(data, X_Repo_Commit=hub.sha(repo), ETag=etag, Content_Length=str(len(data)))
         return self.answer({"error": path}, 404)

@@ -46,7 +46,9 @@ def test_the_card_s_decoder_answers_as_the_recipe_does(published: Path, tokenize
 
     [snippet] = re.findall(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
     assert len(snippet.strip().split("\n")) <= 20
-    code = "".join(f"MODEL, REVISION, QUESTION, CONTEXT = {(str(published), None, *pair)!r}\n{snippet}\n" for pair in PAIRS)
+    code = "".join(
+        f"MODEL, REVISION, QUESTION, CONTEXT = {(str(published), None, *pair)!r}\n{snippet}\n" for pair in PAIRS
+    )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, env=environment, capture_output=True, encoding="utf-8"

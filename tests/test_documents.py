@@ -578,12 +578,11 @@ except documents.UserError as error:
 
 def test_the_real_client_against_a_stand_in_of_the_hub(tmp_path):
     class DatasetHandler(hub_double.Handler):
-        """Datasets live below /datasets; while `failures` last, the second file is refused with 503."""
+        """While `failures` last, the second file is refused with 503."""
 
         failures = 0
 
         def do_GET(self):
-            self.path = self.path.replace("/api/datasets/", "/api/models/").removeprefix("/datasets")
             if self.command == "GET" and "/resolve/" in self.path and "-1.jsonl" in self.path and self.failures:
                 DatasetHandler.failures -= 1
                 return self.answer(b"", 503)
@@ -592,7 +591,7 @@ def test_the_real_client_against_a_stand_in_of_the_hub(tmp_path):
     files = {f"train-{k}.jsonl": [{"text": f"{k}.{n}", "lang": "en"} for n in range(5)] for k in range(3)}
     with hub_double.HubDouble() as server:
         server.RequestHandlerClass = DatasetHandler
-        server.repos["o/n"] = {
+        server.repos["datasets/o/n"] = {
             name: b"".join(json.dumps(row).encode() + b"\n" for row in rows) for name, rows in files.items()
         }
         environment = {
@@ -608,7 +607,7 @@ def test_the_real_client_against_a_stand_in_of_the_hub(tmp_path):
         DatasetHandler.failures = 8  # the client itself gives up after six
         (pinned, rows), printed = run("hub:o/n")
         assert "the Hub broke off after row 5 (HfHubHTTPError" in printed
-        assert pinned == f"hub:o/n@{server.sha('o/n')}"
+        assert pinned == f"hub:o/n@{server.sha('datasets/o/n')}"
         assert [row["text"] for row in rows] == EXPECTED
         message, _ = run("hub:o/missing")
         assert "hub:o/missing: cannot be read (RepositoryNotFoundError" in message

@@ -6,6 +6,7 @@ there yet and nothing else.
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -82,6 +83,8 @@ def upload(
         return
     from huggingface_hub import HfApi, snapshot_download
 
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_without_secrets)
     api = HfApi()
     kind: dict[str, Any] = {"repo_type": repo_type}
     space = {"space_sdk": "gradio"} if repo_type == "space" else {}
@@ -172,9 +175,19 @@ def fails_in_passing(error: BaseException) -> bool:
 
 
 def reason(error: BaseException | None) -> str:
-    """An error's first line without what may be secret in it: queries of addresses (signatures) and the token."""
+    """An error's first line, without what may be secret in it."""
+    return discreet(str(error).split("\n", maxsplit=1)[0]) or type(error).__name__
+
+
+def discreet(text: str) -> str:
+    """A text without the queries of addresses, which hold signatures, and without the user's token."""
     from huggingface_hub import get_token
 
-    line = re.sub(r"\?[^\s'\"]*", "", str(error).split("\n", maxsplit=1)[0]) or type(error).__name__
-    token = get_token()
-    return line.replace(token, "(token)") if token else line
+    text, token = re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text), get_token()
+    return text.replace(token, "(token)") if token else text
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """A log filter: huggingface_hub names the signed addresses that it sends large files to."""
+    record.msg, record.args = discreet(record.getMessage()), ()
+    return True
