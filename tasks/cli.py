@@ -48,6 +48,9 @@ VERBS = {
     "compare": Verb("tasks.harness.compare", "CompareConfig", "two reports side by side, with paired tests"),
     "report": Verb("tasks.harness.report", "ReportConfig", "one page over all tasks"),
     "publish": Verb("tasks.hub.publish", "PublishConfig", "build a Hub folder, verify it, upload it if asked"),
+    "publish-data": Verb(
+        "tasks.hub.publish_data", "PublishDataConfig", "upload a corpus or a packed set, if it is sound"
+    ),
     "verify": Verb("tasks.hub.verify", "VerifyConfig", "load a published folder as a stranger would, and check it"),
     "serve": Verb("tasks.hub.serve", "ServeConfig", "a page on this machine to try a fine-tuned model"),
     "serve-api": Verb(
