@@ -51,8 +51,9 @@ VERBS = {
     "publish-data": Verb(
         "tasks.hub.publish_data", "PublishDataConfig", "upload a corpus or a packed set, if it is sound"
     ),
+    "publish-space": Verb("tasks.hub.publish_space", "PublishSpaceConfig", "upload a page to try published models"),
     "verify": Verb("tasks.hub.verify", "VerifyConfig", "load a published folder as a stranger would, and check it"),
-    "serve": Verb("tasks.hub.serve", "ServeConfig", "a page on this machine to try a fine-tuned model"),
+    "serve": Verb("tasks.hub.serve", "ServeConfig", "a page on this machine to try fine-tuned models"),
     "serve-api": Verb(
         "tasks.hub.serve_api", "ServeApiConfig", "an OpenAI-compatible server for a checkpoint that generates"
     ),
