@@ -15,7 +15,8 @@ from pathlib import Path
 import hub_double
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from hub_defects import OF_BASE, OF_TUNED, TAMPERED, edit_json, edit_tensor, edit_text, renew_digests
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -122,46 +123,6 @@ def test_the_card_says_what_is_known_and_nothing_else(base: Path, tmp_path: Path
     assert "synthetic" not in card_of(folder)
 
 
-def edit_json(path: Path, **changes) -> None:
-    content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
-
-
-def edit_tensor(path: Path) -> None:
-    tensors = load_file(path)
-    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
-    save_file(tensors, path, {"format": "pt"})
-
-
-def without_tensor(path: Path) -> None:
-    tensors = load_file(path)
-    del tensors["nsp_head.weight"]
-    save_file(tensors, path, {"format": "pt"})
-
-
-def edit_text(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-STRUCTURAL = {
-    "missing code": (lambda d: (d / "modeling_septet.py").unlink(), "modeling_septet.py is missing"),
-    "a pickle": (lambda d: (d / "extra.bin").write_bytes(b"x"), "extra.bin is a pickle"),
-    "a symbolic link": (lambda d: (d / "link.txt").symlink_to("/etc/hostname"), "link.txt is a symbolic link"),
-    "no licence": (lambda d: (d / "LICENSE").unlink(), "LICENSE is missing"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing"),
-    "foreign import": (lambda d: edit_text(d / "modeling_septet.py", "import torch\n", "import torch\nimport requests\n"), "imports requests"),
-    "import of septet": (lambda d: edit_text(d / "modeling_septet.py", "import torch\n", "import septet\nimport torch\n"), "imports septet"),
-    "relative import of nothing": (lambda d: edit_text(d / "modeling_septet.py", "from .configuration_septet", "from .elsewhere"), "imports .elsewhere"),
-    "truncated weights": (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-9]), "model.safetensors has changed"),
-    "edited card number": (lambda d: (d / "README.md").write_text(re.sub(r"value: (\d)", r"value: 9\1", (d / "README.md").read_text(), count=1)), "the card states"),
-    "edited report": (lambda d: edit_text(d / "evidence" / "classification" / "report.json", '"task"', '"tusk"'), "report.json has changed"),
-    "a file nobody published": (lambda d: (d / "adapter_config.json").write_text("{}"), "adapter_config.json was not published"),
-    "card without metadata": (lambda d: (d / "README.md").write_text("# hello"), "no metadata"),
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def stranger():
     """The checks that need no model, in this process: the script is loaded by its path as the child would."""
@@ -171,12 +132,13 @@ def stranger():
     return module
 
 
-@pytest.mark.parametrize("defect", STRUCTURAL)
-def test_defects_that_show_without_running_anything(defect: str, hub, stranger, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
+@pytest.mark.parametrize("name", OF_TUNED)
+def test_defects_that_show_without_running_anything(name: str, hub, stranger, tmp_path: Path) -> None:
+    folder, defect = tmp_path / "folder", OF_TUNED[name]
     shutil.copytree(hub["tuned"], folder)
-    spoil, message = STRUCTURAL[defect]
-    spoil(folder)
+    defect.plant(folder)
+    if not defect.digests:
+        renew_digests(folder)
     conformance = json.loads((folder / "evidence" / "conformance.json").read_text())
     failures = []
     for check in (
@@ -190,28 +152,17 @@ def test_defects_that_show_without_running_anything(defect: str, hub, stranger, 
             check()
         except Exception as error:
             failures.append(str(error))
-    assert any(message in failure for failure in failures), failures
+    assert any(defect.message in failure for failure in failures), failures
 
 
-RUNNING = {
-    "changed tensor": (lambda d: edit_tensor(d / "model.safetensors"), "was loaded with other values"),
-    "head without its tensor": (lambda d: without_tensor(d / "model.safetensors"), "declared as trained, but lacks ['nsp_head.weight']"),
-    "pad equal to eos": (lambda d: edit_json(d / "tokenizer_config.json", pad_token="<|eos|>"), "pad equals eos"),
-    "no do_sample": (lambda d: edit_json(d / "generation_config.json", do_sample=None), "do_sample"),
-    "untied head": (lambda d: edit_json(d / "config.json", tie_word_embeddings=False), "lacks ['lm_head.weight']"),
-    "no eos to stop at": (lambda d: edit_json(d / "generation_config.json", eos_token_id=None), "has eos_token_id None, the model 2"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("defect", RUNNING)
-def test_defects_that_show_when_it_runs(defect: str, hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, defect in OF_BASE.items() if defect.tested])
+def test_defects_that_show_when_it_runs(name: str, hub, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     shutil.copytree(hub["base"], folder)
-    spoil, message = RUNNING[defect]
-    spoil(folder)
+    OF_BASE[name].plant(folder)
+    renew_digests(folder)
     failed = [check["detail"] for check in verify.check_folder(folder) if not check["ok"]]
-    assert any("has changed since it was published" in detail for detail in failed)
-    assert any(message in detail for detail in failed), failed
+    assert any(OF_BASE[name].message in detail for detail in failed), failed
 
 
 def test_a_tokenizer_of_another_model_is_found(hub, stranger, config, tokenizer) -> None:
@@ -259,7 +210,7 @@ def test_a_stranger_checks_the_folder_with_what_lies_in_it(hub: dict[str, Path],
     sound = check()
     assert sound.returncode == 0, sound.stdout + sound.stderr
     assert all(json.loads(line)["ok"] for line in sound.stdout.strip().split("\n"))
-    edit_tensor(folder / "model.safetensors")
+    edit_tensor(folder)
     assert check().returncode == 1
 
 
@@ -270,32 +221,6 @@ def test_every_number_of_a_card_is_computed_again(hub: dict[str, Path], capsys) 
     assert sum(claim["claim"].startswith("classification: ") for claim in found) > 100
     verify.run(verify.VerifyConfig(str(hub["tuned"]), card=True))
     assert f"{len(found):,} supported, 0 drifted, 0 unsupported" in capsys.readouterr().out
-
-
-def change_a_digit(path: Path, draw: random.Random) -> None:
-    text = path.read_text()
-    place = draw.choice([match.start() for match in re.finditer(r"\d", text)])
-    path.write_text(text[:place] + str((int(text[place]) + draw.randint(1, 9)) % 10) + text[place + 1 :])
-
-
-def change_a_row(folder: Path, draw: random.Random, key: str | None) -> None:
-    """Another prediction or label in one row; without a key one row less."""
-    path = folder / "evidence" / "classification" / "predictions.jsonl"
-    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
-    row = draw.choice(rows)
-    if key:
-        row[key] = "sports" if row[key] == "cooking" else "cooking"
-    else:
-        rows.remove(row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-TAMPERED = {
-    "a digit of the card": lambda folder, draw: change_a_digit(folder / "README.md", draw),
-    "a prediction": lambda folder, draw: change_a_row(folder, draw, "prediction"),
-    "a label": lambda folder, draw: change_a_row(folder, draw, "reference"),
-    "a row": lambda folder, draw: change_a_row(folder, draw, None),
-}
 
 
 @pytest.mark.parametrize("change", TAMPERED)
@@ -367,7 +292,7 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
         assert "dry run; would upload" in dry.stdout
         assert server.repos == {}
         weights = (tmp_path / "out" / "model.safetensors").read_bytes()
-        edit_tensor(tmp_path / "out" / "model.safetensors")
+        edit_tensor(tmp_path / "out")
         changed = run([*base, "--repo-id", "org/name", "--no-dry-run"])
         assert changed.returncode == 2
         assert "model.safetensors has changed" in changed.stderr

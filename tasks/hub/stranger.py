@@ -23,6 +23,7 @@ from pathlib import Path
 LOGITS_TOLERANCE = 1e-5
 GRAPH_TOLERANCE = 1e-4  # of a graph in another runtime: of the largest output, or of 1
 ALLOWED_IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "math", "typing"}
+MAX_HEADER_BYTES = 100_000_000  # as safetensors itself has it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".joblib")
 # Written after the list of files, here or by the Hub; and `.cache/` is huggingface_hub's, where a repository is downloaded.
 NOT_LISTED = ("evidence/conformance.json", "manifest.json", ".gitattributes")
@@ -99,10 +100,19 @@ def tensor_digest(tensor):
 
 
 def files_are_plain(folder):
+    """No links, no pickles, no name that leads out of the folder, no header that a reader would choke on."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         require(not path.is_symlink(), f"{name} is a symbolic link; a published folder holds plain files")
         require(path.suffix not in PICKLES, f"{name} is a pickle, which can run code when it is read; use safetensors")
+        if path.suffix == ".safetensors":
+            with open(path, "rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+            limit = min(MAX_HEADER_BYTES, path.stat().st_size - 8)
+            require(2 <= length <= limit, f"{name}: its header claims {length} bytes, at most {limit} can be")
+        if path.name.endswith(".index.json"):
+            for file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
+                require(Path(file).name == file, f"{name} names {file!r}, which leads out of the folder")
     return f"{sum(p.is_file() for p in folder.rglob('*'))} files"
 
 
@@ -137,6 +147,7 @@ def imports_are_allowed(folder, kind):
 
 def digests_are_as_published(folder, conformance):
     for name, digest in conformance["files"].items():
+        require(".." not in Path(name).parts and not Path(name).is_absolute(), f"{name!r} leads out of the folder")
         require((folder / name).is_file(), f"{name} is missing")
         require(sha256(folder / name) == digest, f"{name} has changed since it was published (sha256 differs)")
     known = {*conformance["files"], *NOT_LISTED}
