@@ -18,7 +18,7 @@ demo: setup ## set-up and the whole route on the embedded sample
 	$(BIN)/septet demo --output build/demo
 
 test: setup ## set-up and the tests
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## ruff, check and format
 	$(BIN)/ruff check .
