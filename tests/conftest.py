@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: no test may reach the network
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-
+import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+# Before any Hugging Face import: no test may reach the network, and code from checkpoints goes where this process alone
+# looks, since Python looks for the package `transformers_modules` once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="septet-modules-")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 SENTENCES = {
     "en": ["The cat number {n} sleeps on the warm roof.", "It rained {n} times last week!", "Who reads book {n}?"],
@@ -81,23 +87,18 @@ def config(tokenizer):
 
 
 @pytest.fixture(scope="session")
-def unregistered(tmp_path_factory: pytest.TempPathFactory):
-    """A context in which transformers' Auto classes do not know Septet, so that they take the code from the checkpoint.
-
-    One folder for such code serves the whole session: Python looks for `transformers_modules` once.
-    """
+def unregistered():
+    """A context in which transformers' Auto classes do not know Septet, so that they take the code from the checkpoint."""
     import transformers
 
     from septet.modeling.configuration_septet import AUTO_MAP
 
-    code = str(tmp_path_factory.mktemp("modules"))
     registries = [transformers.models.auto.configuration_auto.CONFIG_MAPPING]
     registries += [getattr(transformers, name)._model_mapping for name in AUTO_MAP if name != "AutoConfig"]
 
     @contextmanager
     def context():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", code)
             for registry in registries:
                 patch.setattr(registry, "_extra_content", {})
             yield

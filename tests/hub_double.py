@@ -15,8 +15,7 @@ from typing import Any
 
 
 class HubDouble(ThreadingHTTPServer):
-    """Repositories in memory; `url` is what HF_ENDPOINT should be; `refuse` answers every call with that status, and
-    `damage` comes after whatever is committed to a README.md.
+    """Repositories in memory; `url` is what HF_ENDPOINT should be.
 
     `faults` are [method, part of the path, what, how often]: a status in place of an answer, "cut" (the connection ends
     before the request is carried out), "lost" (it is carried out, and the connection ends before the answer) or "garbled"
@@ -28,14 +27,12 @@ class HubDouble(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.branches: dict[str, set[str]] = {}
         self.tags: dict[str, dict[str, str]] = {}
-        self.damage = b""
         self.faults: list[list[Any]] = []
         self.public: set[str] = set()
         self.sent: list[str] = []
         self.objects: dict[str, bytes] = {}
         self.commits: list[str] = []
         self.tokens_seen: set[str] = set()
-        self.refuse: int | None = None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self) -> HubDouble:
@@ -68,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         self.lost = self.garbled = False
         if not super().parse_request():
             return False
+        self.server.tokens_seen.add(self.headers.get("authorization", ""))
         for fault in self.server.faults:
             method, part, what, left = fault
             if left and method == self.command and part in self.path:
@@ -116,16 +114,7 @@ class Handler(BaseHTTPRequestHandler):
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def refused(self) -> bool:
-        self.server.tokens_seen.add(self.headers.get("authorization", ""))
-        if self.server.refuse:
-            self.body()
-            self.answer({"error": "no"}, self.server.refuse)
-        return bool(self.server.refuse)
-
     def do_POST(self) -> None:
-        if self.refused():
-            return
         path, data, hub = self.path.split("?")[0], self.body(), self.server
         if path == "/api/repos/create":
             given = json.loads(data)
@@ -173,8 +162,7 @@ class Handler(BaseHTTPRequestHandler):
                 item = json.loads(line)
                 value = item["value"]
                 if item["key"] == "file":
-                    damage = hub.damage if value["path"] == "README.md" else b""
-                    staged[value["path"]] = base64.b64decode(value["content"]) + damage
+                    staged[value["path"]] = base64.b64decode(value["content"])
                 elif item["key"] == "lfsFile":
                     staged[value["path"]] = hub.objects[value["oid"]]
                 elif item["key"] == "deletedFile":
@@ -198,8 +186,6 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        if self.refused():
-            return
         path, hub = self.path.split("?")[0], self.server
         if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/refs", path):
             refs = {

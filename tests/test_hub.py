@@ -324,31 +324,7 @@ def test_what_is_uploaded_comes_back(hub: dict[str, Path], tmp_path: Path) -> No
 
         local = SeptetForSequenceClassification.from_pretrained(hub["model"]).eval()(torch.arange(16, 30)[None]).logits
         torch.testing.assert_close(torch.tensor(json.loads(loaded.stdout)), local.detach(), rtol=0, atol=1e-5)
-        upload = (  # the last step alone: what stands before it was seen above
-            "import sys; from pathlib import Path; from septet.data.errors import report_errors\n"
-            "from septet.tasks.hub import upload, verify\n"
-            "name, revision, output = sys.argv[1:]\n"
-            "files = {str(p.relative_to(output)): p for p in Path(output).rglob('*')}\n"
-            "files = {name: p for name, p in files.items() if p.is_file() and name != 'manifest.json'}\n"
-            "config = upload.UploadConfig(name, revision or None, dry_run=False, retries=0)\n"
-            "report_errors(lambda: upload.upload(config, files, 'out', verify.check_folder))"
-        )
-        branch = run([sys.executable, "-c", upload, "bare", "dev", str(tmp_path / "out")])
-        assert branch.returncode == 0, branch.stderr
-        assert server.branches["user/bare"] == {"main", "dev"}  # the owner is the token's
-        server.damage = b"!"
-        damaged = run([sys.executable, "-c", upload, "bare", "dev", str(tmp_path / "out")])
-        assert damaged.returncode == 2
-        assert "what comes back is not what was sent (digests: ValueError: README.md has changed" in damaged.stderr
-        server.refuse = 403
-        refused = run([sys.executable, "-c", upload, "org/name", "", str(tmp_path / "out")])
-        assert refused.returncode == 2
-        assert "org/name: the upload failed" in refused.stderr
-        environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens there
-        unreachable = run([sys.executable, "-c", upload, "org/name", "", str(tmp_path / "out")])
-        assert unreachable.returncode == 2
-        assert "org/name: the upload failed" in unreachable.stderr
-        for done in (dry, changed, sent, again, branch, damaged, refused, unreachable):
+        for done in (dry, changed, sent, again):
             assert "hf_secret" not in done.stdout + done.stderr
         assert "Bearer hf_secret" in server.tokens_seen
 

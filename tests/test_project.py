@@ -7,10 +7,7 @@ import dataclasses
 import importlib
 import subprocess
 import sys
-import threading
 import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,10 +15,8 @@ import torch
 
 from septet.data.errors import UserError
 from septet.data.manifest import finished, problems, writing
-from septet.modeling.modeling_septet import SeptetForSequenceClassification
 from septet.modeling.optim import Muon, orthogonalized
 from septet.tasks.cli import VERBS, main, usage
-from septet.tasks.hub import serve
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("data", "modeling", "tasks")
@@ -127,28 +122,3 @@ def test_muon_orthogonalises_and_adam_is_torchs() -> None:
         one.step()
         other.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_the_page_answers_and_escapes(config, tokenizer, tmp_path: Path) -> None:
-    from septet.modeling.checkpoint import save_model
-
-    fields = {"id2label": {0: "<b>yes</b>", 1: "no"}, "label2id": {"<b>yes</b>": 0, "no": 1}}
-    model = SeptetForSequenceClassification(type(config)(**{**config.to_dict(), **fields}))
-    save_model(model, tokenizer, tmp_path / "final")
-    with pytest.raises(UserError, match="give --task"):
-        serve.make_server(serve.ServeConfig(tmp_path / "final"))
-    server = serve.make_server(serve.ServeConfig(tmp_path / "final", task="classification", port=0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        data = urllib.parse.urlencode({"text": "<script>alert(1)</script>", "lang": "en"}).encode()
-        answer = urllib.request.urlopen(url, data, timeout=30).read().decode()
-        assert "&lt;script&gt;alert(1)" in answer
-        assert "<script" not in answer
-        assert "<b>" not in answer
-        assert "%)" in answer.split("<output>")[1]
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(url, b"text=", timeout=30)
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -34,6 +34,7 @@ def test_an_upload_ends_whole_or_not_at_all(name: str, outcomes: dict[str, dict]
         assert got["message"] == "", got
         assert "it was downloaded again, and passes" in got["printed"]
         assert (got["there"], got["commits"]) == (whole, wanted.get("commits", 1))
+        assert got["branches"] == sorted({"main", wanted.get("revision", "main")})
         assert got["tags"] == (["v0", "v1"] if "tag" in wanted else ["v0"])
     else:
         assert wanted["ends"] in got["message"], got

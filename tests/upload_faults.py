@@ -39,6 +39,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "500 at the tag": {"faults": [["POST", "/tag/", 500, 2]], "tag": "v1", "ends": "sent"},
     "the same again": {"stands": FILES, "ends": "sent", "commits": 0},
     "other files there, with --replace": {"stands": {"old.bin": b"x"}, "replace": True, "ends": "sent"},
+    "a branch": {"revision": "dev", "ends": "sent"},
     "a data set": {"kind": "dataset", "ends": "sent"},
     "a Space": {"kind": "space", "ends": "sent"},
     "other files there": {"stands": {"old.bin": b"x"}, "ends": "holds 1 other files (old.bin)"},
@@ -86,7 +87,7 @@ def outcome(server: Any, scenario: dict[str, Any]) -> dict[str, Any]:
         server.repos[repo], server.branches[repo], server.public = dict(before), {"main"}, {repo}
     server.faults = [list(fault) for fault in scenario.get("faults", ())]
     constants.ENDPOINT = hf_api.api.endpoint = scenario.get("endpoint", server.url)
-    options = {key: scenario[key] for key in ("private", "replace", "tag", "repo_id") if key in scenario}
+    options = {key: scenario[key] for key in ("private", "replace", "tag", "repo_id", "revision") if key in scenario}
     config = UploadConfig(**{"repo_id": "org/name", "dry_run": False, **options})
 
     def check(folder: Path) -> list[dict[str, Any]]:
@@ -106,6 +107,7 @@ def outcome(server: Any, scenario: dict[str, Any]) -> dict[str, Any]:
         "printed": printed.getvalue(),
         "there": {key: hashlib.sha256(value).hexdigest() for key, value in there.items()},
         "commits": len(server.commits),
+        "branches": sorted(server.branches.get(repo, ())),
         "tags": sorted(server.tags.get(repo, {})),
         "sent": len(server.sent),
     }

@@ -30,6 +30,7 @@ MAX_CURVE_POINTS = 400  # about one a pixel of a picture's width
 _TASK_ORDER = ("translation", "classification", "qa", "summarization", "ner")
 _METRIC_WORDS = {
     "bleu": "BLEU",
+    "mcc": "MCC",
     "chrf": "chrF",
     "chrf++": "chrF++",
     "f1": "F1",
