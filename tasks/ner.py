@@ -123,9 +123,11 @@ class NamedEntities(Task):
                     label = model.config.id2label[labels[place]]
                     margin = min(place, len(window["words"]) - place)
                     for offset, covered_word in enumerate(covered):
-                        if covered_word in seen or margin <= margins[window["example"]][covered_word]:
+                        if covered_word in seen:
                             continue
-                        seen.add(covered_word)
+                        seen.add(covered_word)  # its first piece speaks for it
+                        if margin <= margins[window["example"]][covered_word]:
+                            continue
                         margins[window["example"]][covered_word] = margin
                         inside = offset > 0 and label != "O"
                         tags[window["example"]][covered_word] = f"I-{label[2:]}" if inside else label

@@ -76,6 +76,11 @@ def initialise_in_place(folder: Path) -> None:
     )
 
 
+def without_golden(folder: Path, prefix: str) -> None:
+    path = folder / "evidence" / "golden.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if not name.startswith(prefix)}, path)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
@@ -110,6 +115,9 @@ OF_TUNED = {
     "relative import of nothing": Defect(lambda d: edit_text(d / CODE, "from .configuration_septet", "from .elsewhere"), "imports .elsewhere"),
     "an index that points out of the folder": Defect(lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'), "leads out of the folder"),
     "a header that no file can hold": Defect(lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}"), "its header"),
+    "code of another repository": Defect(lambda d: edit_text(d / CONFIG, '"modeling_septet.SeptetModel"', '"org/other--modeling_septet.SeptetModel"'), "is not code of this folder"),
+    "code in a deeper folder": Defect(lambda d: edit_text(d / CONFIG, '"modeling_septet.SeptetModel"', '"evidence/modeling_septet.SeptetModel"'), "is not code of this folder"),
+    "code for the tokenizer": Defect(lambda d: edit_json(d / "tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", None]}), "the tokenizer needs none"),
     "truncated weights": Defect(lambda d: truncate(d / "model.safetensors"), "model.safetensors has changed", digests=True),
     "edited card number": Defect(edit_card_number, "the card states"),
     "edited report": Defect(lambda d: edit_text(d / "evidence" / "classification" / "report.json", '"task"', '"tusk"'), "report.json has changed", digests=True),
@@ -135,6 +143,10 @@ OF_BASE = {
     "sampling by other settings": Defect(lambda d: edit_json(d / GENERATION, repetition_penalty=3.0), "generates", runs=True, tested=False),
     "a mistake in the code": Defect(lambda d: edit_text(d / CODE, "self.act_fn(gate) * up", "self.act_fn(gate) + up"), "its outputs differ", runs=True, tested=False),
     "code that does not run": Defect(lambda d: edit_text(d / CODE, "class SeptetModel(", "raise RuntimeError\nclass SeptetModel("), "RuntimeError", runs=True, tested=False),
+    "an Auto class taken away": Defect(lambda d: edit_text(d / CONFIG, '"AutoModelForMaskedLM"', '"AutoModelForMaskedLMs"'), "no Auto class for SeptetForMaskedLM", runs=True, tested=False),
+    "no golden outputs of a head": Defect(lambda d: without_golden(d, "SeptetForMaskedLM."), "has no golden outputs of it", runs=True, tested=False),
+    "no generation to compare with": Defect(lambda d: edit_json(d / "evidence" / "conformance.json", generation=None), "has no generation of it", runs=True, tested=False),
+    "code that ends the process": Defect(lambda d: edit_text(d / "configuration_septet.py", "from __future__", "raise SystemExit(0)\nfrom __future__"), "SystemExit", runs=True),
     "truncated weights, digests renewed": Defect(lambda d: truncate(d / "model.safetensors"), "Error", runs=True, tested=False),
 }  # fmt: skip
 

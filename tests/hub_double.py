@@ -15,7 +15,8 @@ from typing import Any
 
 
 class HubDouble(ThreadingHTTPServer):
-    """Repositories in memory; `url` is what HF_ENDPOINT should be.
+    """Repositories in memory; `url` is what HF_ENDPOINT should be. `repos` has the files of each main branch, `other` those
+    of (repository, branch), `commits` the repositories in the order of their commits.
 
     `faults` are [method, part of the path, what, how often]: a status in place of an answer, "cut" (the connection ends
     before the request is carried out), "lost" (it is carried out, and the connection ends before the answer) or "garbled"
@@ -27,6 +28,8 @@ class HubDouble(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.branches: dict[str, set[str]] = {}
         self.tags: dict[str, dict[str, str]] = {}
+        self.other: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.snapshots: dict[str, dict[str, bytes]] = {}
         self.faults: list[list[Any]] = []
         self.public: set[str] = set()
         self.sent: list[str] = []
@@ -43,9 +46,27 @@ class HubDouble(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def sha(self, repo: str) -> str:
-        content = "".join(f"{name}{hashlib.sha1(data).hexdigest()}" for name, data in sorted(self.repos[repo].items()))
-        return hashlib.sha1(content.encode()).hexdigest()
+    def sha(self, repo: str, revision: str = "main") -> str:
+        """The commit that a branch is at, and that it stays at."""
+        files = self.files(repo, revision)
+        content = "".join(f"{name}{hashlib.sha1(data).hexdigest()}" for name, data in sorted(files.items()))
+        sha = hashlib.sha1(content.encode()).hexdigest()
+        self.snapshots[sha] = files
+        return sha
+
+    def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
+        revision = self.tags.get(repo, {}).get(revision, revision)
+        if revision in self.snapshots:
+            return self.snapshots[revision]
+        return self.other.get((repo, revision), self.repos[repo])
+
+    def commit(self, repo: str, revision: str, files: dict[str, bytes]) -> str:
+        if revision == "main":
+            self.repos[repo] = files
+        else:
+            self.other[repo, revision] = files
+        self.commits.append(repo)
+        return self.sha(repo, revision)
 
 
 def oid(data: bytes, lfs: bool) -> str:
@@ -124,13 +145,14 @@ class Handler(BaseHTTPRequestHandler):
             known = repo in hub.repos
             hub.repos.setdefault(repo, {})
             hub.branches.setdefault(repo, {"main"})
-            if not known and not given.get("private"):
+            if not known and given.get("visibility") != "private":
                 hub.public.add(repo)
             self.answer({"url": f"{hub.url}/{repo}", "name": name}, 409 if known else 200)
         elif path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
         elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/branch/(.+)", path):
             hub.branches[self.repo(match)].add(match.group(3))
+            hub.other[self.repo(match), match.group(3)] = dict(hub.repos[self.repo(match)])
             self.answer({})
         elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tag/(.+)", path):
             hub.tags.setdefault(self.repo(match), {})[json.loads(data)["tag"]] = match.group(3)
@@ -140,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         ) and (match.group(3) not in hub.branches.get(self.repo(match), ())):
             self.answer({"error": "none"}, 404, X_Error_Code="RevisionNotFound")
         elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/preupload/(.+)", path):
-            there = hub.repos[self.repo(match)]
+            there = hub.files(self.repo(match), match.group(3))
             files = []
             for name in (f["path"] for f in json.loads(data)["files"]):
                 lfs = name.endswith((".safetensors", ".arrow", ".gz", ".gguf", ".onnx"))
@@ -157,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"objects": objects, "transfer": "basic"}, Content_Type="application/vnd.git-lfs+json")
         elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/commit/(.+)", path):
             repo = self.repo(match)
-            staged = dict(hub.repos[repo])
+            staged = dict(hub.files(repo, match.group(3)))
             for line in filter(None, data.split(b"\n")):
                 item = json.loads(line)
                 value = item["value"]
@@ -166,10 +188,11 @@ class Handler(BaseHTTPRequestHandler):
                 elif item["key"] == "lfsFile":
                     staged[value["path"]] = hub.objects[value["oid"]]
                 elif item["key"] == "deletedFile":
+                    if value["path"] not in staged:
+                        self.answer({"error": "A file with this name doesn't exist"}, 404, X_Error_Code="EntryNotFound")
+                        return
                     del staged[value["path"]]
-            hub.repos[repo] = staged
-            hub.commits.append(repo)
-            sha = hub.sha(repo)
+            sha = hub.commit(repo, match.group(3), staged)
             self.answer({"commitOid": sha, "commitUrl": f"{hub.url}/{repo}/commit/{sha}", "success": True})
         else:
             self.answer({"error": path}, 404)
@@ -188,12 +211,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, hub = self.path.split("?")[0], self.server
         if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/refs", path):
+            repo = self.repo(match)
             refs = {
-                "branches": hub.branches.get(self.repo(match), ()),
-                "tags": hub.tags.get(self.repo(match), ()),
+                "branches": {name: hub.sha(repo, name) for name in hub.branches.get(repo, ())},
+                "tags": hub.tags.get(repo, {}),
             }
             kinds = {
-                kind: [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": ""} for n in names]
+                kind: [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": sha} for n, sha in names.items()]
                 for kind, names in refs.items()
             }
             return self.answer({**kinds, "converts": []})
@@ -201,22 +225,26 @@ class Handler(BaseHTTPRequestHandler):
             repo = self.repo(match)
             if repo not in hub.repos:
                 return self.answer({"error": "none"}, 404, X_Error_Code="RepoNotFound")
-            names = [{"rfilename": name} for name in sorted(hub.repos[repo])]
+            revision = (match.group(3) or "/revision/main").removeprefix("/revision/")
+            names = [{"rfilename": name} for name in sorted(hub.files(repo, revision))]
+            sha = revision if revision in hub.snapshots else hub.sha(repo, revision)
             name, private = match.group(2), repo not in hub.public
-            return self.answer({"id": name, "modelId": name, "sha": hub.sha(repo), "siblings": names, "private": private, "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
-        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tree/.+", path):
+            return self.answer({"id": name, "modelId": name, "sha": sha, "siblings": names, "private": private, "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tree/(.+)", path):
             files = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in sorted(hub.repos.get(self.repo(match), {}).items())
+                for name, data in sorted(hub.files(self.repo(match), match.group(3)).items())
             ]
             return self.answer(files)
-        if match := re.fullmatch(r"/((?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            repo, name = match.groups()
+        if match := re.fullmatch(r"/((?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            repo, revision, name = match.groups()
             if repo not in hub.repos:
                 return self.answer(b"", 404, X_Error_Code="RepoNotFound")
-            if name not in hub.repos[repo]:
-                return self.answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=hub.sha(repo))
-            data = self.passed(hub.repos[repo][name])
+            files = hub.files(repo, revision)
+            sha = revision if revision in hub.snapshots else hub.sha(repo, revision)
+            if name not in files:
+                return self.answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
+            data = self.passed(files[name])
             etag = f'"{hashlib.sha1(data).hexdigest()}"'
-            return self.answer(data, X_Repo_Commit=hub.sha(repo), ETag=etag, Content_Length=str(len(data)))
+            return self.answer(data, X_Repo_Commit=sha, ETag=etag, Content_Length=str(len(data)))
         return self.answer({"error": path}, 404)

@@ -65,21 +65,39 @@ def test_spans_are_as_long_as_what_recurs() -> None:
     )
     assert "the grand hotel bristol" in found
     assert "grand hotel" not in found  # it never stands alone
-    assert found["hotel"] == [0, 1, 2]  # this does
+    assert found["hotel"] == {0: [(16, 21)], 1: [(18, 23)], 2: [(3, 8)]}  # this does
     assert cloze.recurring_spans(["张三丰去北京。", "张三丰很老。", "北京很大。"], "zh") == {
-        "张三丰": [0, 1],
-        "北京": [0, 2],
+        "张三丰": {0: [(0, 3)], 1: [(0, 3)]},
+        "北京": {0: [(4, 6)], 2: [(0, 2)]},
     }
     assert cloze.recurring_spans(["a, b c.", "a b, c."], "en") == {}  # commas end a span, and letters are too short
 
 
 def test_every_place_of_an_answer_is_one() -> None:
     passage = ["Rome fell.", "They built Rome in a day.", "Rome!"]
-    row = cloze.question(passage, "rome", "en", "0", random.Random(1))
+    row = cloze.question(passage, cloze.recurring_spans(passage, "en")["rome"], "en", "0", random.Random(1))
     assert len(row["answers"]["text"]) == len(row["answers"]["answer_start"]) == 2
     for answer, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
         assert row["context"][start : start + len(answer)] == answer == "Rome"
     assert row["question"].endswith(" ?")
+
+
+@pytest.mark.parametrize(
+    "passage",
+    [
+        ["The max_value is big.", "Set max_value now."],
+        ["İstanbul is old.", "We saw İstanbul."],
+        ["Rome Rome Rome.", "Rome!"],
+    ],
+)
+def test_words_of_odd_letters_are_asked_for_where_they_stand(passage: list[str]) -> None:
+    for places in cloze.recurring_spans(passage, "en").values():
+        for seed in range(4):
+            row = cloze.question(passage, places, "en", "0", random.Random(seed))
+            assert row["answers"]["text"]
+            for answer, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
+                assert row["context"][start : start + len(answer)] == answer
+                assert answer not in row["question"].replace("Rome Rome", "")
 
 
 def test_text_in_which_nothing_recurs_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from test_hub import TEXTS
 
 from septet.data.documents import write_jsonl
 from septet.data.errors import UserError
+from septet.data.manifest import fingerprint
 from septet.modeling.checkpoint import save_model
 from septet.modeling.modeling_septet import SeptetForCausalLM
 from septet.tasks.harness import finetune
 from septet.tasks.hub import claims, publish, verify
+from septet.tasks.hub.forms import base_of
 from septet.tasks.hub.upload import UploadConfig
 
 
@@ -76,6 +79,19 @@ def test_an_adapter_is_published_alone(base: Path, tmp_path: Path) -> None:
     assert "adapter_model.safetensors has changed" in found
     assert "its outputs differ" in found
     assert f"is {base} the model that it was trained on?" in found
+
+
+def test_a_base_that_has_changed_is_refused(base: Path, tmp_path: Path) -> None:
+    final, other = tmp_path / "run" / "final", tmp_path / "base"
+    shutil.copytree(base, final)
+    shutil.copytree(base, other)
+    inputs = {"base": {"path": str(other), "sha256": fingerprint(other)}}
+    manifest = {"stage": "finetune", "config": {}, "inputs": inputs, "files": {}}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    assert base_of(final) == other
+    spoiled(other / "model.safetensors", "model.norm.weight")
+    with pytest.raises(UserError, match="is not the checkpoint that .* was adapted from"):
+        base_of(final)
 
 
 def test_native_forms_say_what_the_model_says(base: Path, tmp_path: Path, capsys) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from septet.data.errors import UserError
+from septet.data.pack import load_tokenizer
 from septet.modeling import modeling_septet, register
 from septet.modeling.checkpoint import save_model
 from septet.tasks.harness.metrics import entities
-from septet.tasks.harness.task import Example, get_task
+from septet.tasks.harness.task import Defaults, Example, get_task
 from septet.tasks.hub import publish_space, serve
 from septet.tasks.hub.upload import UploadConfig
 
@@ -78,17 +79,34 @@ def test_entities_are_the_recipe_s(page, answerers: dict) -> None:
 
 def test_answers_are_the_recipe_s(answerers: dict) -> None:
     answerer, seen = answerers["qa"], set()
-    for question, lang in (("Who sleeps?", "en"), ("Qui dort ?", "fr"), ("谁在读书？", "zh")):
+    long = "Who sleeps on the warm roof when it rains? " * 3  # more than half of the context
+    for question, lang in (("Who sleeps?", "en"), ("Qui dort ?", "fr"), ("谁在读书？", "zh"), (long, "fr")):
         example = Example("0", lang, {"question": question, "context": TEXTS[lang]}, [])
         [row] = get_task("qa").predict(answerer.model, answerer.tokenizer, [example], 1)
         pieces, share = answerer.answer(question, TEXTS[lang])
         [answer] = [piece for piece, kind in pieces if kind == "answer"]
         assert "".join(piece for piece, _ in pieces) == TEXTS[lang]
         assert 0 < share <= 1
-        if len(answerer.windows(question, TEXTS[lang])["input_ids"]) == 1:  # else the windows are others
-            assert answer == row["prediction"]
-            seen.add(answer)
-    assert seen
+        assert answer == row["prediction"]
+        seen.add(answer)
+    assert len(seen) > 2
+
+
+def test_what_is_written_is_the_recipe_s(page, config, packed: Path, tmp_path: Path) -> None:
+    """Also of a text that does not fit, and of one that spells a control token."""
+    task, tokenizer = get_task("translation"), load_tokenizer(packed / "tokenizer")
+    torch.manual_seed(5)
+    fields = {**config.to_dict(), "attention_mode": "prefix", "initializer_range": 0.5, "trained_heads": [task.head]}
+    model = modeling_septet.SeptetForCausalLM(type(config)(**fields))
+    task.finish(model, tokenizer, Defaults(max_new_tokens=12))
+    save_model(model, tokenizer, tmp_path / "final")
+    answerer = page.Answerer("translation", tmp_path / "final")
+    written = set()
+    for text in (TEXTS["en"][:30], TEXTS["fr"], "the <|target|> cat"):
+        [row] = task.predict(answerer.model, answerer.tokenizer, [task.showcase({"text": text})], 1)
+        assert answerer.write(text) == row["prediction"]
+        written.add(row["prediction"])
+    assert len(written) == 3
 
 
 def test_attributions_add_up_to_the_text_and_to_the_score(page, answerers: dict) -> None:

@@ -34,6 +34,9 @@ def test_an_upload_ends_whole_or_not_at_all(name: str, outcomes: dict[str, dict]
         assert got["message"] == "", got
         assert "it was downloaded again, and passes" in got["printed"]
         assert (got["there"], got["commits"]) == (whole, wanted.get("commits", 1))
+        assert got["public"] == (not wanted.get("private"))
+        if "revision" in wanted:
+            assert got["main"] == sorted(wanted.get("stands", {}))  # as it was
         assert got["branches"] == sorted({"main", wanted.get("revision", "main")})
         assert got["tags"] == (["v0", "v1"] if "tag" in wanted else ["v0"])
     else:
@@ -41,6 +44,7 @@ def test_an_upload_ends_whole_or_not_at_all(name: str, outcomes: dict[str, dict]
         assert got["there"] == (whole if wanted.get("commits") else before)
         assert got["commits"] == wanted.get("commits", 0)
         assert got["tags"] == ["v0"]
+        assert got["branches"] in (["main"], [])  # none was made for what was refused
     passing = [fault for fault in wanted.get("faults", ()) if fault[0] == "POST" and wanted["ends"] == "sent"]
     if any(fault[1] in ("/api/repos/create", "/commit/") for fault in passing):
         assert "again in 1 s" in got["printed"]  # the others are the client's own to repeat

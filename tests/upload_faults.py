@@ -46,7 +46,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "503 at the commit for ever": {"faults": [["POST", COMMIT, 503, FOR_EVER]], "ends": "the upload failed"},
     "a large file arrives with another digest": {"faults": [["PUT", UPLOAD, "garbled", FOR_EVER]], "ends": "the upload failed"},
     "an expired token": {"faults": [["POST", CREATE, 401, FOR_EVER]], "ends": "missing, expired or unknown"},
-    "a token that may not write": {"faults": [["POST", COMMIT, 403, FOR_EVER]], "ends": "may not write there"},
+    "a token that may not write": {"faults": [["POST", COMMIT, 403, FOR_EVER]], "ends": "may not do that"},
+    "--private, a new repository": {"private": True, "ends": "sent"},
+    "other files there, --replace, and the answer lost": {"stands": {"old.bin": b"x"}, "replace": True, "faults": [["POST", COMMIT, "lost", 1]], "ends": "sent"},
+    "the tag is made and its answer lost": {"faults": [["POST", "/tag/", "lost", 1]], "tag": "v1", "ends": "sent"},
+    "403 at the tag": {"faults": [["POST", "/tag/", 403, 9]], "tag": "v1", "ends": "everything is there, at", "commits": 1},
+    "other files there, and a branch to make": {"stands": {"old.bin": b"x"}, "revision": "dev", "ends": "holds 1 other files"},
     "--private, and the repository is public": {"stands": {}, "private": True, "ends": "exists and is public"},
     "a tag that exists": {"stands": {}, "tag": "v0", "ends": "has one of that name"},
     "a name that is none": {"repo_id": "a/b/c", "ends": "write owner/name"},
@@ -81,7 +86,7 @@ def outcome(server: Any, scenario: dict[str, Any]) -> dict[str, Any]:
     kind = scenario.get("kind", "model")
     repo = "org/name" if kind == "model" else f"{kind}s/org/name"
     before = scenario.get("stands")
-    server.repos, server.branches, server.tags = {}, {}, {repo: {"v0": "0"}}
+    server.repos, server.branches, server.tags, server.other, server.snapshots = {}, {}, {repo: {"v0": "0"}}, {}, {}
     server.objects, server.commits, server.public, server.sent = {}, [], set(), []
     if before is not None:
         server.repos[repo], server.branches[repo], server.public = dict(before), {"main"}, {repo}
@@ -101,12 +106,14 @@ def outcome(server: Any, scenario: dict[str, Any]) -> dict[str, Any]:
             upload(config, FILES, "it", check, kind)
         except UserError as error:
             message = str(error)
-    there = server.repos.get(repo, {})
+    there = server.files(repo, scenario.get("revision", "main")) if repo in server.repos else {}
     return {
         "message": message,
         "printed": printed.getvalue(),
         "there": {key: hashlib.sha256(value).hexdigest() for key, value in there.items()},
         "commits": len(server.commits),
+        "main": sorted(server.repos.get(repo, {})),
+        "public": repo in server.public,
         "branches": sorted(server.branches.get(repo, ())),
         "tags": sorted(server.tags.get(repo, {})),
         "sent": len(server.sent),

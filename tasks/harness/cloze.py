@@ -63,7 +63,8 @@ def run(config: ClozeConfig) -> Path:
 
     from septet.data.documents import read_documents, write_jsonl
 
-    inputs = {f"inputs[{number}]": name for number, name in enumerate(config.inputs)}
+    local = [name for name in config.inputs if not name.startswith("hub:")]
+    inputs = {f"inputs[{number}]": name for number, name in enumerate(local)}
     if finished(config.output, "cloze", config, inputs, config.overwrite):
         return config.output
     draw = random.Random(config.seed)
@@ -119,44 +120,53 @@ def questions_of(
             return
         if rare:
             made += 1
-            yield question(passage, draw.choice(rare), lang, f"{lang}-{number}", draw)
+            yield question(passage, spans[draw.choice(rare)], lang, f"{lang}-{number}", draw)
 
 
-def recurring_spans(passage: Sequence[str], lang: str) -> dict[str, list[int]]:
-    """Spans (lower case) that stand in two sentences or more, none within a longer one, and the sentences' numbers."""
-    found: dict[str, list[int]] = {}
+Places = dict[int, list[tuple[int, int]]]  # number of a sentence -> (start, end) in it, none within another
+
+
+def recurring_spans(passage: Sequence[str], lang: str) -> dict[str, Places]:
+    """Spans (lower case) that stand in two sentences or more, and where; none that stands only within a longer one."""
+    found: dict[str, Places] = {}
     lengths = range(8, 1, -1) if lang == "zh" else range(4, 0, -1)
     units = [[m.span() for m in (CHINESE if lang == "zh" else WORD).finditer(sentence)] for sentence in passage]
     for length in lengths:
-        places: dict[str, set[int]] = {}
+        places: dict[str, Places] = {}
         for number, (sentence, spans) in enumerate(zip(passage, units, strict=True)):
             for first in range(len(spans) - length + 1):
                 start, end = spans[first][0], spans[first + length - 1][1]
                 text = sentence[start:end]
                 if (lang == "zh" and len(text) == length) or (lang != "zh" and WORDS.fullmatch(text)):
-                    places.setdefault(text.lower(), set()).add(number)
-        for span, numbers in places.items():
-            whole = not any(span in longer and numbers <= set(found[longer]) for longer in found)
-            if len(numbers) > 1 and len(span) > (1 if lang == "zh" else 3) and whole:
-                found[span] = sorted(numbers)
+                    there = places.setdefault(text.lower(), {}).setdefault(number, [])
+                    if not there or start >= there[-1][1]:
+                        there.append((start, end))
+        for span, where in places.items():
+            whole = not any(span in longer and set(where) <= set(found[longer]) for longer in found)
+            if len(where) > 1 and len(span) > (1 if lang == "zh" else 3) and whole:
+                found[span] = where
     return found
 
 
-def question(passage: Sequence[str], span: str, lang: str, name: str, draw: random.Random) -> dict[str, Any]:
-    """The row in which one sentence with the span asks for it."""
-    edge = r"" if lang == "zh" else r"\b"
-    pattern = re.compile(rf"{edge}{re.escape(span)}{edge}", re.IGNORECASE)
-    asking = draw.choice([number for number, sentence in enumerate(passage) if pattern.search(sentence)])
-    context = ("" if lang == "zh" else " ").join(s for number, s in enumerate(passage) if number != asking)
-    asked = pattern.sub(HIDDEN, passage[asking]).rstrip(FINAL) + ("？" if lang == "zh" else " ?")
-    answers = list(pattern.finditer(context))
-    return {
-        "id": name,
-        "question": asked,
-        "context": context,
-        "answers": {"text": [m.group() for m in answers], "answer_start": [m.start() for m in answers]},
-        "lang": lang,
-    }
+def question(passage: Sequence[str], places: Places, lang: str, name: str, draw: random.Random) -> dict[str, Any]:
+    """The row in which one of the sentences with a span asks for it."""
+    asking = draw.choice(sorted(places))
+    pieces, done = [], 0
+    for start, end in places[asking]:
+        pieces += [passage[asking][done:start], HIDDEN]
+        done = end
+    asked = "".join([*pieces, passage[asking][done:]]).rstrip(FINAL) + ("？" if lang == "zh" else " ?")
+    joint, context, texts, starts = "" if lang == "zh" else " ", "", [], []
+    for number, sentence in enumerate(passage):
+        if number == asking:
+            continue
+        context += joint if context else ""
+        for start, end in places.get(number, ()):
+            texts.append(sentence[start:end])
+            starts.append(len(context) + start)
+        context += sentence
+    answers = {"text": texts, "answer_start": starts}
+    return {"id": name, "question": asked, "context": context, "answers": answers, "lang": lang}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from septet.data.errors import UserError
 from septet.data.manifest import FILE_NAME, read_json, sha256_of_file, write_json
 
 FACTS = "card.json"
@@ -101,11 +102,13 @@ def write_card(folder: Path, model: Path, facts: Mapping[str, Any]) -> None:
         facts: "kind" (of folder: see `stranger.NEEDED`), "heads", "name", "license", "base_model", and what else the
             kind's template asks for.
     """
-    run = run_of(model)
-    pretraining = run_of(Path(run["inputs"]["base"]["path"])) if run.get("stage") == "finetune" else run
+    run, pretraining, reports = run_of(model), run_of(model), reports_in(folder)
+    synthetic = any(report["synthetic"] for report in reports)
+    while pretraining.get("stage") == "finetune":  # on what was fine-tuned before, perhaps
+        synthetic |= is_from_sample(pretraining, {})
+        pretraining = run_of(Path(pretraining["inputs"]["base"]["path"]))
     pretraining = pretraining if pretraining.get("stage") == "pretrain" else {}
-    reports = reports_in(folder)
-    synthetic = any(report["synthetic"] for report in reports) or is_from_sample(run, pretraining)
+    synthetic |= is_from_sample({}, pretraining)
     (folder / "evidence").mkdir(exist_ok=True)
     stated = {
         **facts,
@@ -134,19 +137,24 @@ def reports_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def card_text(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
-    """The card of a Hub folder with these reports, from its kind's template and `evidence/card.json`."""
+    """The card of a Hub folder with these reports, from its kind's template and `evidence/card.json`.
+
+    Raises:
+        UserError: `card.json` lacks what the template asks for, or has what it must not.
+    """
+    import jinja2
     from huggingface_hub import ModelCard
 
     from septet.tasks.harness.report import summary_table
 
     facts = read_json(folder / "evidence" / FACTS)
-    card = ModelCard.from_template(
-        card_data(facts["heads"], reports, facts),
-        template_path=str(template_of(facts["kind"])),
-        reports=reports,
-        summary=summary_table(reports) if reports else "",
-        **facts,
-    )
+    given = {"reports": reports, "summary": summary_table(reports) if reports else ""}
+    try:
+        card = ModelCard.from_template(
+            card_data(facts["heads"], reports, facts), template_path=str(template_of(facts["kind"])), **given, **facts
+        )
+    except (KeyError, TypeError, jinja2.TemplateError) as error:
+        raise UserError(f"{folder}: no card can be written of evidence/{FACTS} ({error}); publish again") from error
     return str(card)
 
 

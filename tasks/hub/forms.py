@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from septet.data.errors import UserError
-from septet.data.manifest import FILE_NAME, read_json, write_json
+from septet.data.manifest import FILE_NAME, fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
     from septet.tasks.hub.publish import PublishConfig
@@ -24,7 +24,7 @@ def base_of(model: Path) -> Path:
     """The checkpoint on this machine that the run of `model` started from.
 
     Raises:
-        UserError: the run's manifest or the base is not there any more.
+        UserError: the run's manifest or the base is not there any more, or the base is another one by now.
     """
     from septet.modeling.checkpoint import require_model_folder
     from septet.tasks.harness.finetune import read_run
@@ -32,7 +32,14 @@ def base_of(model: Path) -> Path:
     run = read_run(model)
     if run.get("stage") != "finetune":
         raise UserError(f"{model}: no run of `septet finetune` stands around it; give a run's final/")
-    return require_model_folder(Path(run["inputs"]["base"]["path"]))
+    base = require_model_folder(Path(run["inputs"]["base"]["path"]))
+    was, digest = run["inputs"]["base"]["sha256"], fingerprint(base)
+    if was != digest:
+        raise UserError(
+            f"{base}: is not the checkpoint that {model} was adapted from (fingerprint {digest[:12]}, then {was[:12]}); "
+            "fine-tune again"
+        )
+    return base
 
 
 def build_adapter(config: PublishConfig, model: Path, reports: dict[str, Path], folder: Path) -> None:
@@ -47,8 +54,9 @@ def build_adapter(config: PublishConfig, model: Path, reports: dict[str, Path], 
     from septet.data.pack import load_tokenizer
     from septet.modeling import modeling_septet
     from septet.modeling.configuration_septet import SeptetConfig
+    from septet.modeling.convert import agreement
     from septet.tasks.hub.card import write_card
-    from septet.tasks.hub.evidence import write_evidence
+    from septet.tasks.hub.evidence import golden_outputs, write_evidence
     from septet.tasks.hub.publish import (
         CODE_AND_SETTINGS,
         TOKENIZER,
@@ -74,12 +82,18 @@ def build_adapter(config: PublishConfig, model: Path, reports: dict[str, Path], 
     kept = {key: settings.get(key) for key in ("r", "lora_alpha")}
     facts = {"kind": "adapter", "heads": heads, "auto_class": auto_class, "adapter": kept, **card_facts(config)}
     write_card(folder, model, facts)
-    base, fields = base_of(model), SeptetConfig.from_pretrained(folder)
-    adapted = getattr(modeling_septet, heads[0]).from_pretrained(base, config=fields, dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(adapted, folder).merge_and_unload()
-    write_evidence(
-        folder, load_tokenizer(folder), [(heads[0], adapted)], heads[:1], kind="adapter", auto_class=auto_class
-    )
+    head, tokenizer = getattr(modeling_septet, heads[0]), load_tokenizer(folder)
+    adapted = head.from_pretrained(base_of(model), config=SeptetConfig.from_pretrained(folder), dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(adapted, folder).eval()
+    merged = golden_outputs(heads[0], head.from_pretrained(model, dtype=torch.float32), tokenizer)
+    for key, value in golden_outputs(heads[0], adapted, tokenizer).items():
+        agreement(source, value.float(), merged[key].float())  # the adapter is that of the model whose scores are given
+    write_evidence(folder, tokenizer, [(heads[0], adapted)], heads[:1], kind="adapter")
+
+
+def twin_of(config: PublishConfig) -> str | None:
+    """The repository that a native form's card names as its original."""
+    return config.upload.repo_id or config.base_model
 
 
 def build_native(config: PublishConfig, model: Path, form: str, folder: Path) -> None:
@@ -108,8 +122,7 @@ def build_native(config: PublishConfig, model: Path, form: str, folder: Path) ->
         copy_matching(TOKENIZER, model, folder)
     ours = "SeptetForCausalLM" if form != "onnx" else head_of(model, read_json(model / "config.json"))
     named = CLASSES.get(form, ours)
-    twin_of = config.upload.repo_id or config.base_model
-    facts = {**card_facts(config), "base_model": twin_of, "name": f"{config.name} ({form})"}
+    facts = {**card_facts(config), "base_model": twin_of(config), "name": f"{config.name} ({form})"}
     write_card(folder, model, {"kind": form, "heads": [ours], **facts})
     loaded = getattr(modeling_septet, ours).from_pretrained(model, dtype=torch.float32)
     tensors = {"gguf": _gguf_digests, "onnx": lambda _: {}}.get(form, lambda _: None)(folder)

@@ -18,14 +18,15 @@ import transformers
 MAX_CHARACTERS = 20_000
 MAX_ANSWER_TOKENS = 30
 INTEGRATION_STEPS = 24
+# Of all events: what explains one answer changes what the model computes meanwhile.
+ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+|\S")  # Chinese characters count as words
-# The pipeline that answers, where one does, and what stands on the tab.
-KINDS = {
-    "classification": ("text-classification", "Classification"),
-    "ner": (None, "Named entities"),
-    "qa": (None, "Question answering"),
-    "translation": ("text-generation", "Translation"),
-    "summarization": ("text-generation", "Summarization"),
+TITLES = {
+    "classification": "Classification",
+    "ner": "Named entities",
+    "qa": "Question answering",
+    "translation": "Translation",
+    "summarization": "Summarization",
 }
 AUTO = {
     "classification": transformers.AutoModelForSequenceClassification,
@@ -46,13 +47,13 @@ class Answerer:
         self.model = AUTO[task].from_pretrained(model, **where).eval()
         self.length = self.model.config.max_position_embeddings
         self.tokenizer.model_max_length = self.length
-        if KINDS[task][0]:
-            self.pipeline = transformers.pipeline(KINDS[task][0], model=self.model, tokenizer=self.tokenizer)
 
     def classify(self, text):
         """label -> probability."""
-        found = self.pipeline(asked(text), top_k=None, truncation=True, max_length=self.length)
-        return {row["label"]: row["score"] for row in found}
+        encoded = self.tokenizer(asked(text), truncation=True, max_length=self.length, return_tensors="pt")
+        with torch.no_grad():
+            shares = self.model(**encoded).logits[0].softmax(-1)
+        return {self.model.config.id2label[number]: float(share) for number, share in enumerate(shares)}
 
     def entities(self, text):
         """[(piece of the text, kind or None)] that make up the text, and [(entity, kind, probability)]. A word has the label
@@ -62,10 +63,17 @@ class Answerer:
         for window, ids in enumerate(encoded["input_ids"]):
             with torch.no_grad():
                 shares = self.model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
-            for place, (first, last) in enumerate(encoded["offset_mapping"][window]):
+            seen = set()  # a character may have several pieces: its first one speaks for it
+            spans = encoded["offset_mapping"][window]
+            begins = [trimmed(text, *span)[0] if span[0] < span[1] else None for span in spans]
+            for place, first in enumerate(begins):
+                if first is None:
+                    continue
+                following = next((other for other in begins[place + 1 :] if other is not None), spans[place][1])
                 margin = min(place, len(ids) - place)
                 label, share = self.model.config.id2label[int(shares[place].argmax())], float(shares[place].max())
-                for start in sorted(starts.intersection(range(first, last))):
+                for start in sorted(starts.intersection(range(first, max(first + 1, following))) - seen):
+                    seen.add(start)
                     if margin > found.get(start, (-1,))[0]:
                         found[start] = (margin, label, share)
                     label = label.replace("B-", "I-")  # a piece of several words begins one entity
@@ -87,43 +95,55 @@ class Answerer:
             done = end
         return [piece for piece in [*pieces, (text[done:], None)] if piece[0]], rows
 
-    def windows(self, *texts):
-        """Token ids of what fits into the context at a time, overlapping; of two texts the second is cut."""
-        return self.tokenizer(
-            *texts,
-            truncation="only_second" if len(texts) > 1 else True,
-            max_length=self.length,
-            stride=self.length // 4,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
+    def windows(self, text, question=None):
+        """Token ids of what fits into the context at a time, overlapping by half; a question, which may take half of the
+        context and is cut there, stands before each."""
+        options = {"return_overflowing_tokens": True, "return_offsets_mapping": True, "max_length": self.length}
+        if question is None:
+            return self.tokenizer(text, truncation=True, stride=min(self.length // 2, self.length - 2), **options)
+        pieces = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        limit = self.length // 2 - 2
+        asked_for = question if len(pieces) <= limit else question[: pieces[limit - 1][1]]
+        stride = (self.length - min(limit, len(pieces)) - 2) // 2
+        return self.tokenizer(asked_for, text, truncation="only_second", stride=stride, **options)
 
     def answer(self, question, context):
         """The best span: [(piece of the context, "answer" or None)], and its probability in its window."""
-        encoded = self.windows(asked(question, self.length), asked(context))
-        best = (-1.0, 0, 0)
+        encoded = self.windows(asked(context), asked(question))
+        options = (getattr(self.model.config, "task_specific_params", None) or {}).get("qa", {})
+        best, no_answer = (-torch.inf, 0, 0, 0.0), torch.inf
         for window, ids in enumerate(encoded["input_ids"]):
             with torch.no_grad():
                 output = self.model(input_ids=torch.tensor([ids]))
+            start, end = output.start_logits[0], output.end_logits[0]
+            no_answer = min(no_answer, float(start[0] + end[0]))
             inside = torch.tensor([part == 1 for part in encoded.sequence_ids(window)])
             if not inside.any():
                 continue
-            start, end = (
-                logits[0].masked_fill(~inside, -torch.inf).softmax(-1)
-                for logits in (output.start_logits, output.end_logits)
-            )
-            spans = (start[:, None] * end).triu().tril(MAX_ANSWER_TOKENS - 1)
-            first, last = divmod(int(spans.argmax()), len(ids))
+            allowed = (inside[:, None] & inside).triu().tril(MAX_ANSWER_TOKENS - 1)
+            scores = (start[:, None] + end).masked_fill(~allowed, -torch.inf)
+            first, last = divmod(int(scores.argmax()), len(ids))
+            share = float(start.softmax(-1)[first] * end.softmax(-1)[last])
             offsets = encoded["offset_mapping"][window]
-            best = max(best, (float(spans[first, last]), offsets[first][0], offsets[last][1]))
-        score, start, end = best[0], *trimmed(context, *best[1:])
+            best = max(best, (float(scores[first, last]), offsets[first][0], offsets[last][1], share))
+        if options.get("unanswerable") and no_answer > best[0]:
+            return [(context, None)], 0.0
+        start, end = trimmed(context, *best[1:3])
         pieces = [(context[:start], None), (context[start:end], "answer"), (context[end:], None)]
-        return [piece for piece in pieces if piece[0]], max(score, 0.0)
+        return [piece for piece in pieces if piece[0]], best[3]
 
     def write(self, text):
-        """What the model writes to a source text."""
-        written = self.pipeline([{"role": "user", "content": asked(text)}])[0]["generated_text"]
-        return written[-1]["content"]
+        """What the model writes to a source text, which is cut where it would leave no room for the answer. The prompt is
+        that of training: what is spelled like a control token stays text."""
+        source, target = self.tokenizer.convert_tokens_to_ids(["<|source|>", "<|target|>"])
+        ids = self.tokenizer(asked(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        room = max(8, self.length - (self.model.generation_config.max_new_tokens or 64) - 3)
+        if len(ids) > room:
+            gr.Info(f"The text has {len(ids):,} tokens; the first {room:,} are read.")
+        prompt = torch.tensor([[self.tokenizer.bos_token_id, source, *ids[:room], target]])
+        with torch.no_grad():
+            output = self.model.generate(prompt, attention_mask=torch.ones_like(prompt))
+        return self.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
 
     def attributions(self, text, label=None, place=None):
         """[(piece of the text, share from -1 to 1 in the score of `label`)]: integrated gradients (Sundararajan et al. 2017)
@@ -172,9 +192,9 @@ def asked(text, limit=MAX_CHARACTERS):
 
 
 def trimmed(text, start, end):
-    """The same span without the spaces at its ends, which a word's first piece brings along."""
+    """The same span without the spaces at its ends, which a word's first piece brings along; one of spaces stays."""
     piece = text[start:end]
-    return end - len(piece.lstrip()), start + len(piece.rstrip())
+    return (end - len(piece.lstrip()), start + len(piece.rstrip())) if piece.strip() else (start, end)
 
 
 def box(label, lines=5):
@@ -194,7 +214,7 @@ def classification_tab(answerer):
         found = answerer.classify(given)
         return found, explained(answerer, given, max(found, key=found.get))
 
-    button.click(run, text, [label, reasons], api_name="classify")
+    button.click(run, text, [label, reasons], api_name="classify", **ONE_AT_A_TIME)
 
 
 def ner_tab(answerer):
@@ -203,15 +223,15 @@ def ner_tab(answerer):
     table = gr.Dataframe(headers=["entity", "kind", "confidence"], label="confidence", interactive=False)
     reasons = why("what spoke for the entity that was clicked (red) and against it (blue)")
 
-    def explain(given, event: gr.SelectData):
-        pieces = answerer.entities(given)[0]
+    def explain(pieces, event: gr.SelectData):
         index = event.index if isinstance(event.index, int) else event.index[0]
-        if index >= len(pieces) or pieces[index][1] is None:
+        if not pieces or index >= len(pieces) or pieces[index][1] is None:
             return []
-        return explained(answerer, given, pieces[index][1], sum(len(piece) for piece, _ in pieces[:index]))
+        before = sum(len(piece) for piece, _ in pieces[:index])
+        return explained(answerer, "".join(piece for piece, _ in pieces), pieces[index][1], before)
 
-    button.click(answerer.entities, text, [spans, table], api_name="entities")
-    spans.select(explain, text, reasons, api_name=False)
+    button.click(answerer.entities, text, [spans, table], api_name="entities", **ONE_AT_A_TIME)
+    spans.select(explain, spans, reasons, api_name=False, **ONE_AT_A_TIME)
 
 
 def qa_tab(answerer):
@@ -219,13 +239,13 @@ def qa_tab(answerer):
     button = gr.Button("Answer", variant="primary")
     spans = gr.HighlightedText(label="the answer in its place")
     confidence = gr.Number(label="confidence", precision=3)
-    button.click(answerer.answer, [question, context], [spans, confidence], api_name="answer")
+    button.click(answerer.answer, [question, context], [spans, confidence], api_name="answer", **ONE_AT_A_TIME)
 
 
 def writing_tab(answerer):
     text, button = box("text", 8), gr.Button("Write", variant="primary")
     written = gr.Textbox(label="answer", lines=4, interactive=False)
-    button.click(answerer.write, text, written, api_name=answerer.task)
+    button.click(answerer.write, text, written, api_name=answerer.task, **ONE_AT_A_TIME)
 
 
 TABS = {
@@ -248,17 +268,16 @@ def build(answerers):
     """The page, not yet shown."""
     with gr.Blocks(title="Septet", analytics_enabled=False) as page:
         for answerer in answerers:
-            with gr.Tab(KINDS[answerer.task][1]):
+            with gr.Tab(TITLES[answerer.task]):
                 gr.Markdown("`" + answerer.name.replace("`", "'") + "`")
                 TABS[answerer.task](answerer)
     return page
 
 
 def launch(page, **options):
-    """Shows it; nothing is fetched from elsewhere, and no model answers two at once."""
+    """Shows it; nothing is fetched from elsewhere."""
     fonts = ["system-ui", "Noto Sans CJK SC", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
-    page.queue(default_concurrency_limit=1)
     return page.launch(theme=theme, footer_links=[], **options)
 
 

@@ -74,7 +74,8 @@ def run(config: PublishConfig) -> Path:
     for form in config.native:
         place = config.output.with_name(f"{config.output.name}-{form}")
         twin = partial(forms.build_native, named, model, form)
-        built[f"-{form}"] = _built(place, twin, {**_identity(config), "form": form}, model, {}, config)
+        identity = {**_identity(config), "form": form, "twin_of": forms.twin_of(config)}
+        built[f"-{form}"] = _built(place, twin, identity, model, {}, config)
     for suffix, folder in built.items() if config.upload.repo_id else ():
         target = replace(config.upload, repo_id=f"{config.upload.repo_id}{suffix}")
         files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME}
@@ -93,7 +94,7 @@ def _built(
     config: PublishConfig,
     base: Path | None = None,
 ) -> Path:
-    """A folder that `build` has filled and that passes every check, now."""
+    """A folder that `build` has filled and that passed every check then; and now, if it is to be uploaded."""
     from septet.tasks.hub.verify import check_folder
 
     inputs = {"model": model, **{f"report {name}": place for name, place in reports.items()}}

@@ -92,13 +92,13 @@ def check_data(folder: Path) -> list[dict[str, Any]]:
 
 def changed(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     """What is not as the stage left it."""
-    for name in shared_files(manifest):
+    for name in ("README.md", *(name for name in shared_files(manifest) if name != "README.md")):
         path = folder / name
         if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             yield f"{name} is a link or lies elsewhere; a data set holds plain files"
         elif not path.is_file():
             yield f"{name} is missing"
-        elif sha256_of_file(path) != manifest["files"][name]["sha256"]:
+        elif sha256_of_file(path) != manifest["files"].get(name, {}).get("sha256"):
             yield f"{name} has changed since it was made"
 
 

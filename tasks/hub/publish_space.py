@@ -8,6 +8,7 @@ with, and a card. It runs the code of the models, so each is named with the revi
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -47,6 +48,9 @@ def run(config: PublishSpaceConfig) -> None:
 
 def files_of(config: PublishSpaceConfig) -> dict[str, Path | bytes]:
     """What goes up, by its path there."""
+    missing = [name for name in ("gradio", *LIBRARIES) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"publish-space: {', '.join(missing)} is not installed; pip install 'septet[page]'")
     listed = [named(model) for model in config.models]
     if not listed:
         raise UserError("publish-space: no model; name one or more, as in ner=owner/name@v1")

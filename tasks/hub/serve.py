@@ -71,7 +71,9 @@ def task_of(folder: Path, given: str | None) -> str:
     from septet.tasks.harness.finetune import read_run
 
     facts = folder / "evidence" / "card.json"
-    run = read_json(facts)["run"] if facts.is_file() else read_run(folder)
+    if not list(folder.glob("model*.safetensors")):
+        raise UserError(f"{folder}: holds no whole model; the page cannot show an adapter: give the run's final/")
+    run = read_json(facts).get("run", {}) if facts.is_file() else read_run(folder)
     task = given or run.get("config", {}).get("task")
     known = Task.__args__
     if task not in known:

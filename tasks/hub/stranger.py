@@ -5,9 +5,10 @@ directory, with empty caches. It imports nothing of Septet but what lies in the 
 this runs them), writes nothing there, and prints one JSON object a check: {"check", "ok", "detail"}.
 
 `evidence/conformance.json` says what kind of folder it is: a model; an adapter, which also needs peft and the model that
-it adapts (its name on the Hub stands in adapter_config.json; a folder can be given instead, as the second argument, and
-the code there is run too); or a model in another form, which has no code: qwen3, llama, gguf (needs gguf, and is run if
-xllamacpp is there), onnx (needs onnxruntime).
+it adapts (its name on the Hub stands in adapter_config.json; a folder can be given instead, as the second argument; of
+either only weights are read); or a model in another form, which has no code: qwen3, llama, gguf (needs gguf, and is run
+if xllamacpp is there), onnx (needs onnxruntime). The last line is the check "end". All this finds mistakes and tampering;
+code that is written to deceive can print what it likes, which is why it must be read.
 """
 
 import ast
@@ -72,7 +73,7 @@ def attempt(check, action):
     """Runs `action`, which returns a detail or raises with the reason."""
     try:
         return report(check, True, action() or "")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return report(check, False, f"{type(error).__name__}: {error}".split("\n")[0][:300])
 
 
@@ -122,7 +123,20 @@ def needed_files_are_there(folder, kind):
         require(list(folder.glob(name)), f"{name} is missing")
 
 
+def code_is_the_folders_own(folder, kind):
+    """What is run is what lies here and was looked at: no code of another repository or of a deeper folder."""
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        auto_map = content.get("auto_map") or {}
+        require(not auto_map or name == "config.json", f"{name} names code; the tokenizer needs none")
+        require(not auto_map or "modeling_septet.py" in NEEDED[kind], f"{name} names code, which this kind never needs")
+        for auto_class, target in auto_map.items():
+            module, _, _ = str(target).partition(".")
+            require(f"{module}.py" in CODE, f"{name}: {auto_class} is {target!r}, which is not code of this folder")
+
+
 def imports_are_allowed(folder, kind):
+    code_is_the_folders_own(folder, kind)
     files = sorted(folder.glob("*.py"))
     require(
         not files or "modeling_septet.py" in NEEDED[kind],
@@ -157,6 +171,11 @@ def digests_are_as_published(folder, conformance):
             not path.is_file() or name in known or name.startswith(".cache/"), f"{name} was not published with the rest"
         )
     return f"{len(conformance['files'])} files"
+
+
+def same_code(folder, conformance):
+    """Whether each file of code is the one that was published."""
+    return all(conformance["files"].get(file.name) == sha256(file) for file in folder.glob("*.py"))
 
 
 def card_results(report):
@@ -205,6 +224,7 @@ def tokenizer_fits(tokenizer, config, conformance):
     for name in ("pad", "bos", "eos"):
         ours, models = getattr(tokenizer, f"{name}_token_id"), getattr(config, f"{name}_token_id")
         require(ours == models, f"{name} is {ours} for the tokenizer, {models} for the model")
+    require(conformance["encodings"], "evidence/conformance.json has no encodings to compare with")
     for text, ids in conformance["encodings"].items():
         require(tokenizer(text)["input_ids"] == ids, f"{text[:30]!r} is encoded otherwise than when it was published")
         require(
@@ -228,15 +248,16 @@ def only_its_own_is_missing(name, missing, config, conformance):
         )
 
 
-def compare(result, name, golden, keys, tolerance=LOGITS_TOLERANCE, relative=False):
-    """The largest difference between a head's outputs and the golden ones."""
-    expected = {key: golden[f"{name}.{key}"] for key in keys}
-    worst = max(float((result[key].float() - value).abs().max()) for key, value in expected.items())
-    largest = max(float(value.abs().max()) for value in expected.values())
-    require(
-        worst <= tolerance * (max(1.0, largest) if relative else 1),
-        f"its outputs differ from what training saw by {worst:.2g}",
-    )
+def compare(result, name, golden, tolerance=LOGITS_TOLERANCE, masked=False):
+    """The largest difference between a head's outputs and the golden ones, of the largest output or of 1."""
+    expected, mask = {key: golden[f"{name}.{key}"] for key in HEADS[name][1]}, golden[f"{name}.attention_mask"].bool()
+    worst = 0.0
+    for key, value in expected.items():
+        difference = (result[key].float() - value).abs()
+        by_token = masked and value.shape[:2] == mask.shape
+        worst = max(worst, float((difference[mask] if by_token else difference).max()))
+    largest = max(1.0, *(float(value.abs().max()) for value in expected.values()))
+    require(worst <= tolerance * largest, f"its outputs differ from what training saw by {worst:.2g}")
     return f"outputs within {worst:.1g}"
 
 
@@ -245,13 +266,14 @@ def head_loads(auto_class, name, folder, config, conformance, golden):
     import torch
     import transformers
 
-    auto, trust = getattr(transformers, auto_class), {"trust_remote_code": True} if has_code(conformance) else {}
+    auto, trust = getattr(transformers, auto_class), {"trust_remote_code": has_code(conformance)}
     model, info = auto.from_pretrained(folder, output_loading_info=True, **trust)
     require(type(model).__name__ == name, f"is a {type(model).__name__}, should be a {name}")
     missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
     require(not mismatched, f"tensors of another shape: {mismatched[:3]}")
     only_its_own_is_missing(name, missing, config, conformance)
-    outputs, present = HEADS[name][1], conformance["tensors"]
+    present = conformance["tensors"]
+    require(present, "evidence/conformance.json has no digests of tensors")
     state = model.state_dict()
     for key, digest in present.items():
         found = key if key in state else key.removeprefix("model.")
@@ -260,23 +282,32 @@ def head_loads(auto_class, name, folder, config, conformance, golden):
     if config.tie_word_embeddings and hasattr(model, "lm_head"):
         same = model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
         require(same, "lm_head should be tied to the embeddings and is not")
-    if f"{name}.input_ids" not in golden:
+    if name not in ("SeptetModel", *conformance["trained_heads"]):
         return f"{len(missing)} new tensors"
+    require(f"{name}.input_ids" in golden, "is declared as trained, but evidence/ has no golden outputs of it")
     # Loaded twice the same; the second in float32, the type of the golden outputs, which holds bfloat16's values exactly.
     model = auto.from_pretrained(folder, dtype=torch.float32, **trust).eval()
     again = model.state_dict()
     require(all(torch.equal(again[key], state[key].float()) for key in state), "two loads have different weights")
     with torch.no_grad():
         result = model(input_ids=golden[f"{name}.input_ids"], attention_mask=golden[f"{name}.attention_mask"])
-    return compare(result, name, golden, outputs)
+    return compare(result, name, golden)
 
 
 def generates(folder, conformance):
     import torch
     import transformers
 
-    trust = {"trust_remote_code": True} if has_code(conformance) else {}
+    trust = {"trust_remote_code": has_code(conformance)}
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **trust).eval()
+    return goes_on(model, folder, conformance)
+
+
+def goes_on(model, folder, conformance):
+    """The generation settings are whole, and the model writes what it wrote when it was published."""
+    import torch
+
+    require("generation" in conformance, "a causal head is trained, but evidence/ has no generation of it")
     settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     require("do_sample" in settings, "generation_config.json must say do_sample: without it the pipeline samples")
     for name in ("eos_token_id", "pad_token_id"):
@@ -295,23 +326,27 @@ def generates(folder, conformance):
 
 
 def adapter_fits(folder, base, conformance, golden):
-    """On top of the model that it adapts, the adapter gives the golden outputs."""
+    """On top of the model that it adapts, of which only the weights are read, the adapter gives the golden outputs."""
     import torch
-    import transformers
     from peft import PeftModel
+    from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    name, auto_class = conformance["trained_heads"][0], conformance["auto_class"]
+    name = conformance["trained_heads"][0]
     place = base or json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    auto = getattr(transformers, auto_class)
-    model = auto.from_pretrained(place, config=config, trust_remote_code=True, dtype=torch.float32)
+    if Path(place).is_dir():
+        files_are_plain(Path(place))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    head = get_class_from_dynamic_module(f"modeling_septet.{name}", str(folder))
+    model = head.from_pretrained(place, config=config, dtype=torch.float32, use_safetensors=True)
     model = PeftModel.from_pretrained(model, folder).eval()
     with torch.no_grad():
         result = model(input_ids=golden[f"{name}.input_ids"], attention_mask=golden[f"{name}.attention_mask"])
     try:
-        return compare(result, name, golden, HEADS[name][1]) + f", on {Path(place).name}"
+        found = compare(result, name, golden)
     except ValueError as error:
         raise ValueError(f"{error}; is {place} the model that it was trained on?") from error
+    return found + (f"; goes on with {goes_on(model, folder, conformance)}" if name.endswith("ForCausalLM") else "")
 
 
 def graph_runs(folder, conformance, golden):
@@ -326,7 +361,7 @@ def graph_runs(folder, conformance, golden):
     if any(entry.name == "prefix_lengths" for entry in session.get_inputs()):
         given["prefix_lengths"] = golden[f"{name}.attention_mask"].sum(1).numpy() * 0
     result = dict(zip(keys, map(torch.from_numpy, session.run(keys, given)), strict=True))
-    return compare(result, name, golden, HEADS[name][1], GRAPH_TOLERANCE, relative=True)
+    return compare(result, name, golden, GRAPH_TOLERANCE, masked=True)
 
 
 def gguf_reads(folder, conformance):
@@ -336,7 +371,7 @@ def gguf_reads(folder, conformance):
     [path] = folder.glob("*.gguf")
     reader = GGUFReader(path)
     found = {tensor.name: hashlib.sha256(tensor.data.tobytes()).hexdigest() for tensor in reader.tensors}
-    require(found == conformance["tensors"], "its tensors are not those that were written")
+    require(found and found == conformance["tensors"], "its tensors are not those that were written")
     try:
         import xllamacpp
     except ImportError:
@@ -366,22 +401,26 @@ def loads(folder, conformance, golden, base):
     """What is seen when a folder that transformers reads is loaded; a list of results."""
     import transformers
 
-    trust = {"trust_remote_code": True} if has_code(conformance) else {}
+    trust = {"trust_remote_code": has_code(conformance)}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **trust)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trust)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [report("configuration and tokenizer", False, f"{type(error).__name__}: {error}".split("\n")[0][:300])]
     checks = [attempt("tokenizer", lambda: tokenizer_fits(tokenizer, config, conformance))]
     if conformance.get("kind") == "adapter":
         return [*checks, attempt("adapter", lambda: adapter_fits(folder, base, conformance, golden))]
     heads = getattr(config, "auto_map", None) or {"AutoModelForCausalLM": conformance["trained_heads"][0]}
+    named = {target.split(".")[-1] for target in heads.values()}
+    unnamed = [name for name in ("SeptetModel", *conformance["trained_heads"]) if name not in named]
+    if has_code(conformance) and unnamed:
+        checks.append(report("Auto classes", False, f"config.json has no Auto class for {', '.join(unnamed)}"))
     for auto_class, target in sorted(heads.items()):
         name = target.split(".")[-1]
         if name in HEADS:
             arguments = (auto_class, name, folder, config, conformance, golden)
             checks.append(attempt(auto_class, lambda a=arguments: head_loads(*a)))
-    if "generation" in conformance:
+    if any(name.endswith("ForCausalLM") for name in conformance["trained_heads"]):
         checks.append(attempt("generation", lambda: generates(folder, conformance)))
     return checks
 
@@ -403,8 +442,8 @@ def main(folder, base=None):
         attempt("digests", lambda: digests_are_as_published(folder, conformance)),
         attempt("card", lambda: card_says_what_the_reports_say(folder)),
     ]
-    if not checks[0]:
-        return 1
+    if not checks[0] or not same_code(folder, conformance):
+        return 1  # what would be run is not what was published
 
     import transformers
     from safetensors.torch import load_file
@@ -422,6 +461,7 @@ def main(folder, base=None):
         checks.append(attempt("ONNX", lambda: graph_runs(folder, conformance, golden)))
     else:
         checks += loads(folder, conformance, golden, base)
+    report("end", True)
     return 0 if all(checks) else 1
 
 

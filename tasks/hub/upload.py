@@ -54,7 +54,7 @@ def check_target(config: UploadConfig) -> None:
     except HFValidationError as error:
         raise UserError(f"--repo-id {config.repo_id!r}: {str(error).split('. ')[0]}; write owner/name") from error
     for name, value in (("tag", config.tag), ("revision", config.revision)):
-        if value is not None and not re.fullmatch(r"\w[\w./-]*", value):
+        if value is not None and not re.fullmatch(r"\w[\w-]*(?:[./]\w[\w-]*)*", value):
             raise UserError(f"--{name} {value!r}: is no name of a git reference; write one such as v1.0")
 
 
@@ -83,70 +83,92 @@ def upload(
         return
     from huggingface_hub import HfApi, snapshot_download
 
-    for handler in logging.getLogger("huggingface_hub").handlers:
-        handler.addFilter(_without_secrets)
     api = HfApi()
     kind: dict[str, Any] = {"repo_type": repo_type}
+    failed = f"{config.repo_id}: the upload failed"
+
+    def ask(call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+        return asked(failed, config.retries, call, *arguments, **named)
+
     space = {"space_sdk": "gradio"} if repo_type == "space" else {}
-    created = asked(config, api.create_repo, config.repo_id, private=config.private, exist_ok=True, **kind, **space)
-    repo_id = created.repo_id
-    if config.private and not asked(config, api.repo_info, repo_id, **kind).private:
+    private = config.private or None  # None: as the owner's settings have it
+    repo_id = ask(api.create_repo, config.repo_id, private=private, exist_ok=True, **kind, **space).repo_id
+    if config.private and not ask(api.repo_info, repo_id, **kind).private:
         raise UserError(
             f"--private: {repo_id} exists and is public; make it private in its settings, or give another --repo-id"
         )
-    refs = asked(config, api.list_repo_refs, repo_id, **kind)
-    if config.tag and any(tag.name == config.tag for tag in refs.tags):
+    refs = ask(api.list_repo_refs, repo_id, **kind)
+    for tag in refs.tags:
+        if tag.name == config.tag:
+            raise UserError(
+                f"--tag {config.tag}: {repo_id} has one of that name, at {tag.target_commit}; a release stays what it "
+                f"was: look at it with `septet verify {repo_id} --revision {config.tag}`, or name another"
+            )
+    is_new = config.revision is not None and config.revision not in {branch.name for branch in refs.branches}
+
+    def others() -> list[str]:
+        """What the branch, or main, which a new branch begins with, holds besides."""
+        there = api.list_repo_files(repo_id, revision=None if is_new else config.revision, **kind)
+        return sorted(set(there) - set(files) - set(GITS_OWN))
+
+    strange = ask(others)
+    if strange and not config.replace:
         raise UserError(
-            f"--tag {config.tag}: {repo_id} has one of that name; a release stays what it was, name another"
+            f"{repo_id}: holds {len(strange)} other files ({', '.join(strange[:3])}); a release is the whole "
+            "repository; pass --replace to delete them in the same commit, or give another --repo-id"
         )
-    if config.revision and not config.revision.startswith("refs/"):
-        asked(config, api.create_branch, repo_id, branch=config.revision, exist_ok=True, **kind)
-    there = asked(config, api.list_repo_files, repo_id, revision=config.revision, **kind)
-    others = sorted(set(there) - set(files) - set(GITS_OWN))
-    if others and not config.replace:
-        raise UserError(
-            f"{repo_id}: holds {len(others)} other files ({', '.join(others[:3])}); a release is the whole repository; "
-            "pass --replace to delete them in the same commit, or give another --repo-id"
-        )
+    if is_new:
+        ask(api.create_branch, repo_id, branch=config.revision, exist_ok=True, **kind)
+        is_new = False
 
     def commit() -> Any:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        operations = [CommitOperationDelete(name) for name in others]
+        operations = [CommitOperationDelete(name) for name in others()]  # anew: an attempt may have been carried out
         operations += [CommitOperationAdd(name, file) for name, file in sorted(files.items())]
         message = f"Publish {title} with Septet"
         return api.create_commit(repo_id, operations, commit_message=message, revision=config.revision, **kind)
 
-    sent = asked(config, commit)
+    sent = ask(commit)
     print(f"publish: {what}, are at {sent.commit_url}", flush=True)
+    failed = f"{repo_id}: everything is there, at {sent.oid}, but what should follow failed"
     with tempfile.TemporaryDirectory() as place:
-        again = asked(config, snapshot_download, repo_id, revision=sent.oid, local_dir=Path(place) / "repo", **kind)
-        failed = [result for result in check(Path(again)) if not result["ok"]]
-    if failed:
+        again = ask(snapshot_download, repo_id, revision=sent.oid, local_dir=Path(place) / "repo", **kind)
+        wrong = [result for result in check(Path(again)) if not result["ok"]]
+    if wrong:
         raise UserError(
-            f"{repo_id}: what comes back is not what was sent ({failed[0]['check']}: {failed[0]['detail']}); "
+            f"{repo_id}: what comes back is not what was sent ({wrong[0]['check']}: {wrong[0]['detail']}); "
             "run the same command again, and tell nobody of this revision until it passes"
         )
     if config.tag:
-        asked(config, api.create_tag, repo_id, tag=config.tag, revision=sent.oid, **kind)
+
+        def tag_it() -> None:
+            found = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id, **kind).tags}
+            if found.get(config.tag) != sent.oid:  # an attempt may have been carried out
+                api.create_tag(repo_id, tag=config.tag, revision=sent.oid, **kind)
+
+        ask(tag_it)
     print(f"publish: it was downloaded again, and passes; load it with revision={sent.oid!r}", flush=True)
 
 
-def asked(config: UploadConfig, call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-    """What a call to the Hub returns, made again while it fails in passing.
+def asked(failed: str, retries: int, call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+    """What a call to the Hub returns, made again `retries` times while it fails in passing.
 
     Raises:
-        UserError: it fails for good; the message says what it was and what to do, and holds no token.
+        UserError: it fails for good; the message begins with `failed`, says what it was and what to do, and holds no token.
     """
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_without_secrets)
+
     def announce(state: Any) -> None:
         problem = reason(state.outcome.exception())
-        print(f"publish: {problem}; again in {state.next_action.sleep:.0f} s", flush=True)
+        print(f"Hub: {problem}; again in {state.next_action.sleep:.0f} s", flush=True)
 
     retrying = Retrying(
         retry=retry_if_exception(fails_in_passing),
-        stop=stop_after_attempt(config.retries + 1),
+        stop=stop_after_attempt(retries + 1),
         wait=wait_exponential(max=60),
         before_sleep=announce,
         reraise=True,
@@ -154,24 +176,35 @@ def asked(config: UploadConfig, call: Callable[..., Result], *arguments: Any, **
     try:
         return retrying(call, *arguments, **named)
     except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
         ways_out = {
             401: "the token is missing, expired or unknown: log in again with `hf auth login`, or set HF_TOKEN",
-            403: "the token may not write there: take one with write access, or give another --repo-id",
+            403: "the token may not do that: take one with the right to, or give another name",
         }
-        way_out = ways_out.get(status, "check the name, the network and your login (HF_TOKEN or `hf auth login`)")
-        raise UserError(
-            f"{config.repo_id}: the upload failed ({reason(error)}); {way_out}, and run the same command again; "
-            "what was built here is untouched"
-        ) from error
+        way_out = ways_out.get(status_of(error) or 0, "check the name, the network and your login (`hf auth login`)")
+        raise UserError(f"{failed} ({reason(error)}); {way_out}, and run the same command again") from error
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error, or what it came of, is about."""
+    while True:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None or error.__cause__ is None:
+            return status
+        error = error.__cause__
 
 
 def fails_in_passing(error: BaseException) -> bool:
     """Whether the same call may succeed a little later: the server or the connection failed, not the request."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status_of(error)
     if status is not None:
         return status in IN_PASSING
-    return type(error).__module__.split(".")[0] in HTTP_LIBRARIES or isinstance(error, ConnectionError | TimeoutError)
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return any(
+        type(cause).__module__.split(".")[0] in HTTP_LIBRARIES or isinstance(cause, ConnectionError | TimeoutError)
+        for cause in causes
+    )
 
 
 def reason(error: BaseException | None) -> str:

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 import tyro
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import read_json
 
 STATUSES = ("supported", "drifted", "unsupported")
 
@@ -64,9 +63,7 @@ def run(config: VerifyConfig) -> list[dict[str, Any]]:
 def all_checks(folder: Path, config: VerifyConfig) -> list[dict[str, Any]]:
     """Those of `check_folder`, and with --card, of a folder that is what was published, what `claims` found."""
     with tempfile.TemporaryDirectory() as place:
-        base, settings = config.base, folder / "adapter_config.json"
-        if base is None and settings.is_file() and not settings.is_symlink():
-            base = download(read_json(settings)["base_model_name_or_path"], None, Path(place))
+        base = config.base or adapted(folder, Path(place))
         checks = check_folder(folder, config.timeout_seconds, base)
     if config.card and all(check["ok"] for check in checks):
         from septet.tasks.hub.claims import claims
@@ -79,6 +76,22 @@ def all_checks(folder: Path, config: VerifyConfig) -> list[dict[str, Any]]:
         checks.append({"check": "claims", "ok": counts["supported"] == len(found), "detail": detail})
         show(checks[-1])
     return checks
+
+
+def adapted(folder: Path, place: Path) -> Path | None:
+    """The model that an adapter adapts, downloaded into `place`; None for other folders, and for those that are not sound
+    enough to be asked."""
+    from septet.tasks.hub import stranger
+
+    try:
+        stranger.files_are_plain(folder)
+        conformance = json.loads((folder / "evidence" / "conformance.json").read_text(encoding="utf-8"))
+        if conformance["kind"] != "adapter":
+            return None
+        name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `check_folder` says what is wrong with it
+    return download(str(name), None, place)
 
 
 def check_folder(folder: Path, timeout_seconds: int = 600, base: Path | None = None) -> list[dict[str, Any]]:
@@ -102,6 +115,7 @@ def check_folder(folder: Path, timeout_seconds: int = 600, base: Path | None = N
         try:
             done = subprocess.run(
                 command,
+                stdin=subprocess.DEVNULL,
                 cwd=empty,
                 env=environment,
                 capture_output=True,
@@ -111,14 +125,18 @@ def check_folder(folder: Path, timeout_seconds: int = 600, base: Path | None = N
             )
         except subprocess.TimeoutExpired as error:
             raise UserError(f"{folder}: no answer in {timeout_seconds} s; raise --timeout-seconds") from error
-    checks = []
+    checks, ended = [], False
     for line in done.stdout.split("\n"):
         if line.startswith('{"check"'):
-            checks.append(json.loads(line))
-            show(checks[-1])
-    if done.returncode and all(check["ok"] for check in checks):
+            check = json.loads(line)
+            ended |= check["check"] == "end"
+            if check["check"] != "end":
+                checks.append(check)
+                show(check)
+    if (done.returncode or not ended) and all(check["ok"] for check in checks):
         reason = (done.stderr.strip().split("\n") or ["no reason given"])[-1]
         checks.append({"check": "process", "ok": False, "detail": f"ended with status {done.returncode}: {reason}"})
+        show(checks[-1])
     return checks
 
 
@@ -134,17 +152,19 @@ def download(repo_id: str, revision: str | None, place: Path) -> Path:
         UserError: the name is invalid, or the Hub does not have it or does not answer.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from septet.tasks.hub.upload import asked
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, local_dir=place / "repo"))
+        validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(f"{repo_id}: is neither a folder here nor a valid repository name (owner/name)") from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{repo_id}: cannot be downloaded ({reason}); check the name, the network and your login"
-        ) from error
+    found = asked(
+        f"{repo_id}: cannot be downloaded", 2, snapshot_download, repo_id, revision=revision, local_dir=place / "repo"
+    )
+    return Path(found)
 
 
 if __name__ == "__main__":
