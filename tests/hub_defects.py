@@ -146,7 +146,7 @@ OF_BASE = {
     "an Auto class taken away": Defect(lambda d: edit_text(d / CONFIG, '"AutoModelForMaskedLM"', '"AutoModelForMaskedLMs"'), "no Auto class for SeptetForMaskedLM", runs=True, tested=False),
     "no golden outputs of a head": Defect(lambda d: without_golden(d, "SeptetForMaskedLM."), "has no golden outputs of it", runs=True, tested=False),
     "no generation to compare with": Defect(lambda d: edit_json(d / "evidence" / "conformance.json", generation=None), "has no generation of it", runs=True, tested=False),
-    "code that ends the process": Defect(lambda d: edit_text(d / "configuration_septet.py", "from __future__", "raise SystemExit(0)\nfrom __future__"), "SystemExit", runs=True),
+    "code that ends the process": Defect(lambda d: edit_text(d / "configuration_septet.py", "@strict\n", "raise SystemExit(0)\n@strict\n"), "SystemExit", runs=True),
     "truncated weights, digests renewed": Defect(lambda d: truncate(d / "model.safetensors"), "Error", runs=True, tested=False),
 }  # fmt: skip
 
