@@ -120,7 +120,7 @@ OF_TUNED = {
     "code for the tokenizer": Defect(lambda d: edit_json(d / "tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", None]}), "the tokenizer needs none"),
     "truncated weights": Defect(lambda d: truncate(d / "model.safetensors"), "model.safetensors has changed", digests=True),
     "edited card number": Defect(edit_card_number, "the card states"),
-    "edited report": Defect(lambda d: edit_text(d / "evidence" / "classification" / "report.json", '"task"', '"tusk"'), "report.json has changed", digests=True),
+    "edited report": Defect(lambda d: edit_text(next(d.glob("evidence/*/report.json")), '"task"', '"tusk"'), "report.json has changed", digests=True),
     "a file nobody published": Defect(lambda d: (d / "adapter_config.json").write_text("{}"), "adapter_config.json was not published"),
     "card without metadata": Defect(lambda d: (d / "README.md").write_text("# hello"), "no metadata"),
 }  # fmt: skip
