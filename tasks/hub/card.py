@@ -102,7 +102,8 @@ def write_card(folder: Path, model: Path, facts: Mapping[str, Any]) -> None:
         facts: "kind" (of folder: see `stranger.NEEDED`), "heads", "name", "license", "base_model", and what else the
             kind's template asks for.
     """
-    run, pretraining, reports = run_of(model), run_of(model), reports_in(folder)
+    run, reports = run_of(model), reports_in(folder)
+    pretraining = run
     synthetic = any(report["synthetic"] for report in reports)
     while pretraining.get("stage") == "finetune":  # on what was fine-tuned before, perhaps
         synthetic |= is_from_sample(pretraining, {})
