@@ -53,6 +53,12 @@ SETS = {
     "resume_ner_zh": TaskSet("ner", ("--lang", "zh"), ("--epochs", "8")),
     "trec6_en": TaskSet("classification", ("--lang", "en"), ("--epochs", "10")),
 }
+# Sets that are not scored, read for their texts: reviews, news, abstracts.
+TEXTS = {
+    "subjqa_en": TaskSet("qa", ("--lang", "en"), ()),
+    "ag_news_en": TaskSet("classification", ("--lang", "en"), ()),
+    "csl_title_zh": TaskSet("summarization", ("--lang", "zh"), ()),
+}
 LANGUAGES = ("en", "fr", "zh")
 
 
@@ -62,7 +68,7 @@ class Config:
     """folder of the real sets"""
     output: Path = Path("build/real")
     """where everything goes"""
-    tokens: int = 8_000_000
+    tokens: int = 9_000_000
     """tokens of pre-training"""
     sets: tuple[str, ...] = field(default_factory=lambda: tuple(SETS))
     """which task sets"""
@@ -88,14 +94,14 @@ def septet(*arguments: str | Path, log: Path, threads: int | None = None) -> Non
 
 
 def task_texts(config: Config) -> Path:
-    """The texts of every set's train part as documents of forty rows, without labels: what a model is to work on is worth
+    """The texts of every set's train part as documents of twenty rows, without labels: what a model is to work on is worth
     reading before (Gururangan et al. 2020)."""
     from septet.data.documents import write_jsonl
     from septet.tasks.harness.task import Reading, get_task, read_examples
     from septet.tasks.ner import joined
 
     documents = []
-    for name, chosen in SETS.items():
+    for name, chosen in {**SETS, **TEXTS}.items():
         task, options = get_task(chosen.task), list(chosen.reading)
         lang = options[options.index("--lang") + 1] if "--lang" in options else None
         columns = {"text": "sentence"} if "sentence" in options else {}
@@ -107,12 +113,19 @@ def task_texts(config: Config) -> Path:
             if chosen.task in ("translation", "summarization"):
                 texts[example.lang][example.reference] = None
         for of, rows in texts.items():
-            chunks = [list(rows)[start : start + 40] for start in range(0, len(rows), 40)]
+            chunks = [list(rows)[start : start + 20] for start in range(0, len(rows), 20)]
             documents += [{"text": "\n".join(chunk), "lang": of, "source": name} for chunk in chunks]
     path = config.output / "task_texts.jsonl.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(path, documents)
     return path
+
+
+def mixture(corpus: Path) -> list[str]:
+    """Weight of each source: its bytes to the power of 0.3, so that the small ones are read more often than they are long
+    (as mT5 does with languages, Xue et al. 2021)."""
+    sources = json.loads((corpus / "manifest.json").read_text())["counts"]["sources"]["train"]
+    return [text for name, counts in sources.items() for text in (name, f"{counts['bytes'] ** 0.3:.1f}")]
 
 
 def main(config: Config) -> None:
@@ -143,7 +156,8 @@ def main(config: Config) -> None:
         *launch, "-m", "septet.modeling.pretrain", "--preset", "nano", "--objective", "joint",
         "--data", out / "packed", "--output", out / "runs/pretrain", "--tokens", str(config.tokens),
         "--tokens-per-step", "4096", "--micro-batch-size", "8", "--save-every", "100", "--validate-every", "300",
-        "--validation-sequences", "64", "--seed", str(config.seed), "--resume", log=log,
+        "--validation-sequences", "64", "--mixture", *mixture(out / "corpus"), "--seed", str(config.seed), "--resume",
+        log=log,
     )  # fmt: skip
 
     def fine_tune(name: str) -> None:
