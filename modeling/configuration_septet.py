@@ -57,6 +57,9 @@ class SeptetConfig(PreTrainedConfig):
             whole.
         classifier_pooling: which hidden state the sequence head reads: the first token's, the mean over the tokens that
             `attention_mask` keeps, or the last such token's (the sensible choice for causal reading).
+        exact_match_embedding: the question-answering head adds a learned vector to the embedding of each token that stands
+            on both sides of the first separator, in the question and in the context, and another to those that do not
+            (Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions"). It needs `input_ids`.
         trained_heads: the classes whose weights in this checkpoint come from training. Each of them loads complete;
             any other head loads with its own new tensors, and transformers names them.
         task_specific_params: what a task's decoder must know, by task, such as whether questions may be unanswerable.
@@ -112,6 +115,7 @@ class SeptetConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     sep_token_id: int | None = None
     mask_token_id: int | None = None
+    exact_match_embedding: bool = False
     trained_heads: list[str] | None = None
     task_specific_params: dict | None = None
 
@@ -154,6 +158,10 @@ class SeptetConfig(PreTrainedConfig):
         for name in ("initializer_range", "rms_norm_eps"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         require(self.hidden_act in ACT2FN, "hidden_act", self.hidden_act, f"must be one of {', '.join(sorted(ACT2FN))}")
+        require(
+            not self.exact_match_embedding or self.sep_token_id is not None,
+            "exact_match_embedding", True, "needs sep_token_id, which parts question and context",
+        )  # fmt: skip
         known = {path.split(".")[1] for key, path in AUTO_MAP.items() if key != "AutoConfig"}
         for head in self.trained_heads or []:
             require(head in known, "trained_heads", head, f"each must be one of {', '.join(sorted(known))}")

@@ -279,17 +279,20 @@ class SeptetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Normal with std `initializer_range`; norms 1, biases 0 (transformers' rule), and three exceptions:
+        """Normal with std `initializer_range`; norms 1, biases 0 (transformers' rule), and four exceptions:
 
         - the projections that write into the residual stream get std / sqrt(2 layers) (Radford et al. 2019, GPT-2);
         - the output embedding gets at most 0.4 / sqrt(H): the final norm makes each hidden state of length sqrt(H), so
           logits then start with std 0.4 at most and the first loss is ln(V) + 0.4^2 / 2;
+        - the vectors of exact matches start at 0, as if there were none;
         - the next-sentence head gets at most 0.1 / sqrt(H): all pairs begin with the same token, hence with one guess,
           and a strong one would start far from ln(2).
         """
         super()._init_weights(module)
         if getattr(module, "writes_residual", False):
             init.normal_(module.weight, std=self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5)
+        elif module is getattr(self, "match_embeddings", None):
+            init.zeros_(module.weight)
         elif module is self.get_output_embeddings() or (
             isinstance(module, nn.Embedding) and self.config.tie_word_embeddings
         ):
@@ -328,7 +331,7 @@ class SeptetModel(SeptetPreTrainedModel):
     """
 
     # vLLM drops what this list of the base class names, so the heads that it serves are not in it.
-    _keys_to_ignore_on_load_unexpected = [r"^(nsp_head|token_classifier|qa_outputs)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(nsp_head|token_classifier|qa_outputs|match_embeddings)\."]
 
     def __init__(self, config: SeptetConfig, attention_mode: str | None = None):
         super().__init__(config)
@@ -1120,8 +1123,21 @@ class SeptetForTokenClassification(SeptetPreTrainedModel):
         )
 
 
+def exact_matches(input_ids: torch.Tensor, separator: int, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, T) 1 where the same token stands on the other side of the row's first separator too; 0 at padding."""
+    second = (input_ids == separator).cumsum(-1) > 0
+    same = (input_ids[:, :, None] == input_ids[:, None, :]) & (second[:, :, None] != second[:, None, :])  # (B, T, T)
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        kept = attention_mask.bool()
+        same = same & kept[:, :, None] & kept[:, None, :]
+    return same.any(-1).long()
+
+
 class SeptetForQuestionAnswering(SeptetPreTrainedModel):
-    """Where an answer starts and ends in `<bos> question <sep> context` (Devlin et al. 2019); position 0: no answer."""
+    """Where an answer starts and ends in `<bos> question <sep> context` (Devlin et al. 2019); position 0: no answer.
+
+    With `config.exact_match_embedding` the model is told which tokens question and context share (Chen et al. 2017).
+    """
 
     accepts_loss_kwargs = False
 
@@ -1129,6 +1145,8 @@ class SeptetForQuestionAnswering(SeptetPreTrainedModel):
         super().__init__(config)
         self.model = SeptetModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        if config.exact_match_embedding:
+            self.match_embeddings = nn.Embedding(2, config.hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -1142,8 +1160,18 @@ class SeptetForQuestionAnswering(SeptetPreTrainedModel):
         end_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
-        r"""start_positions, end_positions: (B,) token indices, both inclusive; a position past the end is ignored."""
+        r"""start_positions, end_positions: (B,) token indices, both inclusive; a position past the end is ignored.
+
+        Raises:
+            ValueError: `config.exact_match_embedding` and no `input_ids`.
+        """
         kwargs["use_cache"] = False
+        if self.config.exact_match_embedding:
+            if input_ids is None:
+                raise ValueError("exact_match_embedding compares token ids; give input_ids, not inputs_embeds")
+            matches = exact_matches(input_ids, self.config.sep_token_id, attention_mask)
+            embedded = embed(self.model.embed_tokens, input_ids)
+            inputs_embeds, input_ids = embedded + self.match_embeddings(matches), None
         outputs = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, **kwargs)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None

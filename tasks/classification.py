@@ -35,7 +35,7 @@ class Classification(Task):
             raise ValueError(f"label {label!r}; a label is a string or a whole number")
         return Example(str(row["id"]), language(row, reading), {"text": text_of(row, columns["text"])}, str(label))
 
-    def config_fields(self, train: Sequence[Example]) -> dict[str, Any]:
+    def config_fields(self, train: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
         labels = sorted({example.reference for example in train})
         if len(labels) < 2:
             raise UserError(

@@ -36,7 +36,7 @@ class MultiLabel(Classification):
         reference = sorted(map(str, labels))
         return Example(str(row["id"]), language(row, reading), {"text": text_of(row, columns["text"])}, reference)
 
-    def config_fields(self, train: Sequence[Example]) -> dict[str, Any]:
+    def config_fields(self, train: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
         labels = sorted({label for example in train for label in example.reference})
         if not labels:
             raise UserError("train holds no label at all; there is nothing to learn; give rows with labels")

@@ -40,7 +40,7 @@ class NamedEntities(Task):
                 raise ValueError(f"tag {tag!r}; tags are O, B-TYPE or I-TYPE (IOB2)")
         return Example(str(row["id"]), language(row, reading), {"tokens": tokens}, as_iob2(tags))
 
-    def config_fields(self, train: Sequence[Example]) -> dict[str, Any]:
+    def config_fields(self, train: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
         types = sorted({tag[2:] for example in train for tag in example.reference if tag != "O"})
         if not types:
             raise UserError("train holds no entity at all; there is nothing to learn; give rows with B- and I- tags")

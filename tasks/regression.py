@@ -32,7 +32,7 @@ class Regression(Classification):
             raise ValueError(f"score {value!r}; a score is a finite number")
         return Example(str(row["id"]), language(row, reading), {"text": text_of(row, columns["text"])}, float(value))
 
-    def config_fields(self, train: Sequence[Example]) -> dict[str, Any]:
+    def config_fields(self, train: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
         values = np.asarray([example.reference for example in train])
         if values.std() == 0:
             raise UserError(f"train holds the one score {values[0]:g}; regression needs at least two; give more rows")

@@ -48,6 +48,7 @@ IDS = torch.randint(16, 300, (2, 10), generator=torch.Generator().manual_seed(0)
         ({"pad_token_id": 300}, "pad_token_id is 300; must lie between 0 and 299"),
         ({"eos_token_id": [2, 300]}, r"eos_token_id is \[2, 300\]; must lie between 0 and 299"),
         ({"trained_heads": ["SeptetForEverything"]}, "trained_heads is 'SeptetForEverything'; each must be one of"),
+        ({"exact_match_embedding": True, "sep_token_id": None}, "exact_match_embedding is True; needs sep_token_id"),
         ({"use_sliding_window": True}, "sliding_window is None; use_sliding_window needs at least 1"),
         ({"layer_types": ["full_attention"]}, "1 entries.*num_hidden_layers is 2|num_hidden_layers.*2.*1"),
         ({"layer_types": ["sliding_attention"] * 2}, "layer_types is 'sliding_attention'; with these settings"),

@@ -29,7 +29,8 @@ def published(config, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("qa")
     fields = {**config.to_dict(), "attention_mode": "bidirectional", "initializer_range": 0.5}
-    model = SeptetForQuestionAnswering(type(config)(**fields))
+    model = SeptetForQuestionAnswering(type(config)(**{**fields, "exact_match_embedding": True}))
+    torch.nn.init.normal_(model.match_embeddings.weight)
     model.config.trained_heads = ["SeptetForQuestionAnswering"]
     save_model(model, tokenizer, folder)
     facts = {"kind": "model", "heads": model.config.trained_heads, "name": "qa", "license": "apache-2.0"}

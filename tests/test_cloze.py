@@ -1,4 +1,4 @@
-"""Questions made of text: what is asked for stands in the context, nothing gives it away, and the same seed asks the same."""
+"""Questions made of text: the answer stands in the context, the question does not say it, and the same seed asks the same."""
 
 from __future__ import annotations
 
@@ -14,26 +14,20 @@ from septet.tasks.harness import cloze
 from septet.tasks.harness.task import Reading, get_task, read_examples
 
 TEXTS = {
-    "en": "The old mill at {name} burned down. Nobody lived there. People say that {name} was never the same. Nobody knows.",
-    "fr": "Le moulin de {name} a brûlé. Personne n'y vivait. On dit que {name} n'est plus le même. Personne ne sait.",
-    "zh": "{name}的老磨坊烧毁了。那里没有人住。人们说{name}再也不一样了。没有人知道。",
+    "en": "In {n} the old mill at Hobbiton burned down to the ground. Nobody lived there. Everyone knew Old Tom had done it.",
+    "fr": "En {n} le vieux moulin de Sainte-Croix a brûlé jusqu'au sol. Personne n'y vivait. Tout le monde le savait déjà.",
+    "zh": "{n}年霍比屯的老磨坊在一场大火中烧毁了。那里没有人住。大家都知道是老汤姆放的火。",
 }
-NAMES = {"en": "Hobbiton{n}", "fr": "Sainte-Croix{n}", "zh": "{a}家{b}"}
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """Two hundred documents, each about a place that no other names."""
-    rows, signs = [], "东南西北山水木火土金日月星云风雨"
-    for lang, text in TEXTS.items():
-        for n in range(200):
-            name = NAMES[lang].format(n=n, a=signs[n % 16], b=signs[n // 16])
-            rows.append({"text": text.format(name=name), "lang": lang, "source": "s"})
+    rows = [{"text": text.format(n=1000 + n), "lang": lang} for lang, text in TEXTS.items() for n in range(200)]
     write_jsonl(tmp_path / "text.jsonl.gz", rows)
     return tmp_path / "text.jsonl.gz"
 
 
-def test_a_question_asks_for_what_the_context_has_and_does_not_say_it(text: Path, tmp_path: Path) -> None:
+def test_a_question_asks_for_what_its_sentence_has_beside_it(text: Path, tmp_path: Path) -> None:
     config = cloze.ClozeConfig((str(text),), output=tmp_path / "cloze", questions=300, validation=30)
     cloze.run(config)
     task = get_task("qa")
@@ -41,66 +35,61 @@ def test_a_question_asks_for_what_the_context_has_and_does_not_say_it(text: Path
         read_examples(task, str(tmp_path / "cloze"), split, Reading({})) for split in ("train", "validation")
     )
     assert (len(train), len(held_out)) == (270, 30)
-    assert {lang: sum(e.lang == lang for e in [*train, *held_out]) for lang in TEXTS} == {
-        "en": 100,
-        "fr": 100,
-        "zh": 100,
-    }
+    for lang in TEXTS:
+        assert sum(example.lang == lang for example in [*train, *held_out]) == 100
     for example in (*train, *held_out):  # the recipe itself has checked that answers start where they say
         question, [answer] = example.input["question"], example.reference
-        assert cloze.HIDDEN in question
+        [(start, end)] = example.extra["spans"]
         assert answer.lower() not in question.lower()
-        # The frame recurs in every document, so nobody asks for it: only the names are asked for.
-        known = {"en": "Hobbiton", "fr": "Sainte-Croix", "zh": "家"}[example.lang]
-        assert known in answer
+        # Every piece of the question stands in the context outside of the answer.
+        rest = example.input["context"][:start] + "\n" + example.input["context"][end:]
+        units = cloze.UNIT.get(example.lang, cloze.WORD).findall(question.replace(cloze.HIDDEN, ""))
+        assert units and all(unit in rest for unit in units)
+        assert question.endswith("？" if example.lang == "zh" else " ?")
+    answers = [example.reference[0] for example in train]
+    years = sum(any(sign.isdigit() for sign in answer) for answer in answers)
+    assert years > len(answers) / 8  # digits are asked for more often than their share of the words, some one in twenty
     cloze.run(dataclasses.replace(config, output=tmp_path / "again"))
     for split in ("train", "validation"):
         name = f"{split}.jsonl.gz"
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "cloze" / name).read_bytes()
 
 
-def test_spans_are_as_long_as_what_recurs() -> None:
-    found = cloze.recurring_spans(
-        ["I saw the Grand Hotel Bristol there.", "We left the Grand Hotel Bristol.", "No hotel."], "en"
-    )
-    assert "the grand hotel bristol" in found
-    assert "grand hotel" not in found  # it never stands alone
-    assert found["hotel"] == {0: [(16, 21)], 1: [(18, 23)], 2: [(3, 8)]}  # this does
-    assert cloze.recurring_spans(["张三丰去北京。", "张三丰很老。", "北京很大。"], "zh") == {
-        "张三丰": {0: [(0, 3)], 1: [(0, 3)]},
-        "北京": {0: [(4, 6)], 2: [(0, 2)]},
-    }
-    assert cloze.recurring_spans(["a, b c.", "a b, c."], "en") == {}  # commas end a span, and letters are too short
-
-
-def test_every_place_of_an_answer_is_one() -> None:
-    passage = ["Rome fell.", "They built Rome in a day.", "Rome!"]
-    row = cloze.question(passage, cloze.recurring_spans(passage, "en")["rome"], "en", "0", random.Random(1))
-    assert len(row["answers"]["text"]) == len(row["answers"]["answer_start"]) == 2
-    for answer, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
-        assert row["context"][start : start + len(answer)] == answer == "Rome"
-    assert row["question"].endswith(" ?")
+def test_questions_are_of_several_makes() -> None:
+    passage = ["The red fox of the north saw the grey wolf near the river.", "Nobody was there."]
+    asked = [cloze.question(passage, "en", random.Random(seed)) for seed in range(200)]
+    rows = [row["question"] for row in asked if row is not None]
+    assert 0.3 < sum(cloze.HIDDEN in row for row in rows) / len(rows) < 0.7
+    assert any(row.startswith(cloze.HIDDEN) for row in rows)
+    assert len({row["answers"]["text"][0] for row in asked if row is not None}) > 10
 
 
 @pytest.mark.parametrize(
-    "passage",
-    [
-        ["The max_value is big.", "Set max_value now."],
-        ["İstanbul is old.", "We saw İstanbul."],
-        ["Rome Rome Rome.", "Rome!"],
-    ],
+    "passage", [["One sentence that is long enough but stands alone here."], ["Too short.", "This too."]]
 )
-def test_words_of_odd_letters_are_asked_for_where_they_stand(passage: list[str]) -> None:
-    for places in cloze.recurring_spans(passage, "en").values():
-        for seed in range(4):
-            row = cloze.question(passage, places, "en", "0", random.Random(seed))
-            assert row["answers"]["text"]
-            for answer, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
-                assert row["context"][start : start + len(answer)] == answer
-                assert answer not in row["question"].replace("Rome Rome", "")
+def test_a_passage_with_nothing_to_ask_gives_no_question(passage: list[str]) -> None:
+    assert all(cloze.question(passage, "en", random.Random(seed)) is None for seed in range(20))
 
 
-def test_text_in_which_nothing_recurs_is_refused(tmp_path: Path) -> None:
+def test_an_answer_has_no_punctuation_within() -> None:
+    passage = ["We saw, she said, the (old) king. Now, then, again, more, here.", "Nothing else."]
+    rows = [cloze.question(passage, "en", random.Random(seed)) for seed in range(300)]
+    found = {row["answers"]["text"][0] for row in rows if row is not None}
+    assert found and not any(sign in answer for answer in found for sign in ",().")
+
+
+def test_few_documents_of_many_are_kept(tmp_path: Path) -> None:
+    """Memory is bounded by the number of questions; the sample is of all documents, not of the first."""
+    rows = [{"text": TEXTS["en"].format(n=1000 + n), "lang": "en"} for n in range(2000)]
+    write_jsonl(tmp_path / "text.jsonl.gz", rows)
+    config = cloze.ClozeConfig((str(tmp_path / "text.jsonl.gz"),), output=tmp_path / "c", questions=60, validation=10)
+    cloze.run(config)
+    train = read_examples(get_task("qa"), str(tmp_path / "c"), "train", Reading({}))
+    years = [int(word) for e in train for word in e.input["context"].split() if word.isdigit()]
+    assert 40 <= len(train) <= 50 and max(years) > 2500 and min(years) < 1500
+
+
+def test_text_that_nothing_can_be_asked_about_is_refused(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "text.jsonl", [{"text": "One two. Three four.", "lang": "en"}])
     with pytest.raises(UserError, match="0 questions could be made, more than --validation 200 are needed"):
         cloze.run(cloze.ClozeConfig((str(tmp_path / "text.jsonl"),), output=tmp_path / "cloze"))

@@ -21,6 +21,7 @@ from septet.modeling.modeling_septet import (
     SeptetModel,
     chunked_linear_cross_entropy,
     document_ids_of,
+    exact_matches,
 )
 from septet.modeling.presets import PRESETS, preset_config
 
@@ -241,6 +242,37 @@ def test_losses_of_the_heads_are_their_formulas() -> None:
         out.end_logits[:3], last[:3]
     )
     torch.testing.assert_close(out.loss, wanted / 2)
+
+
+def test_exact_matches_stand_on_both_sides_of_the_first_separator() -> None:
+    sep, pad = 5, 0
+    ids = torch.tensor([[2, 20, 21, 22, sep, 21, 30, 22, 21, sep, 20, pad], [2, 20, sep, 20, pad, pad, *[pad] * 6]])
+    matches = exact_matches(ids, sep, (ids != pad).long())
+    assert matches.tolist() == [[0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 1, 0], [0, 1, 0, 1, 0, 0, *[0] * 6]]
+    assert exact_matches(torch.tensor([[20, 21, 20]]), sep).sum() == 0  # one text alone
+    left = torch.cat([torch.full((2, 3), 21), ids], 1)  # what is masked counts for nothing, whatever stands there
+    mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), (ids != pad).long()], 1)
+    assert torch.equal(exact_matches(left, sep, mask)[:, 3:], matches)
+
+
+def test_a_question_answering_head_is_told_of_exact_matches() -> None:
+    torch.manual_seed(0)
+    plain = SeptetForQuestionAnswering(tiny(attention_mode="bidirectional")).eval()
+    told = SeptetForQuestionAnswering(
+        tiny(attention_mode="bidirectional", exact_match_embedding=True, sep_token_id=5)
+    ).eval()
+    missing, unexpected = told.load_state_dict(plain.state_dict(), strict=False)
+    assert (missing, unexpected) == (["match_embeddings.weight"], [])
+    ids = torch.tensor([[2, 20, 21, 5, 40, 21, 41], [2, 20, 22, 5, 40, 21, 41]])
+    torch.testing.assert_close(told(ids).start_logits, plain(ids).start_logits)  # as if there were none, at the start
+    told(ids, start_positions=torch.tensor([5, 4]), end_positions=torch.tensor([5, 4])).loss.backward()
+    assert (told.match_embeddings.weight.grad.abs().sum(-1) > 0).all()
+    with torch.no_grad():
+        told.match_embeddings.weight[1] = 1.0
+    changed = (told(ids).start_logits - plain(ids).start_logits).abs().sum(-1)
+    assert changed[0] > 1e-3 and changed[1] < 1e-6  # the second question shares nothing with its context
+    with pytest.raises(ValueError, match="give input_ids, not inputs_embeds"):
+        told(inputs_embeds=told.model.embed_tokens(ids))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -70,8 +70,13 @@ def base(config, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_room(config, task, examples, **fields):
-    settings = {**config.to_dict(), **task.config_fields(examples), "attention_mode": task.attention_mode, **fields}
+def with_room(config, task, examples, tokenizer, **fields):
+    settings = {
+        **config.to_dict(),
+        **task.config_fields(examples, tokenizer),
+        "attention_mode": task.attention_mode,
+        **fields,
+    }
     return type(config)(**settings)
 
 
@@ -100,7 +105,7 @@ def test_ner_gives_back_what_it_encodes_over_windows(config, tokenizer) -> None:
     rows = [ROWS["ner"][7], {"tokens": ["Anna", "Smith", "saw", "New", "York", "!"] * 30, "lang": "en",
             "ner_tags": ["B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"] * 30}]  # fmt: skip
     examples = [task.example({"id": str(i), **row}, task.columns, Reading({})) for i, row in enumerate(rows)]
-    config = with_room(config, task, examples)
+    config = with_room(config, task, examples, tokenizer)
     features = task.encode(examples, tokenizer, config)
     assert len(features) > 2  # the long one takes several windows
     assert max(len(feature["input_ids"]) for feature in features) <= config.max_position_embeddings
@@ -123,7 +128,7 @@ def test_qa_gives_back_what_it_encodes_over_windows(config, tokenizer) -> None:
     chinese = {"id": "z", "question": "谁去了北京？", "context": "天气很好。" * 30 + "张三去了北京。",
                "lang": "zh", "answers": {"text": ["张三"], "answer_start": [150]}}  # fmt: skip
     examples = [task.example(row, task.columns, Reading({})) for row in (ROWS["qa"][0], chinese)]
-    config = with_room(config, task, examples)
+    config = with_room(config, task, examples, tokenizer)
     features = task.encode(examples, tokenizer, config)
     assert len(features) > 4
     assert any(feature["start_positions"] == 0 for feature in features)  # windows without the answer
@@ -185,6 +190,7 @@ def test_a_task_from_base_to_report(name: str, sets: Path, base: Path, tmp_path:
     assert len(report["curves"]["validation_loss"]) == 1
     config = json.loads((run / "final" / "config.json").read_text())
     assert config["trained_heads"] == [get_task(name).head]
+    assert config["exact_match_embedding"] is (name == "qa")
     assert (run / "final" / "modeling_septet.py").is_file()
 
     capsys.readouterr()
@@ -197,37 +203,28 @@ def test_a_task_from_base_to_report(name: str, sets: Path, base: Path, tmp_path:
         predict.run(dataclasses.replace(evaluation, batch_size=8))
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_lora_trains_adapters_and_merges_them(method: str, sets: Path, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name, method", [("classification", "lora"), ("classification", "qlora"), ("qa", "lora")])
+def test_lora_trains_adapters_and_merges_them(name: str, method: str, sets: Path, base: Path, tmp_path: Path) -> None:
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
     from peft import PeftModel
 
-    from septet.modeling.modeling_septet import SeptetForSequenceClassification
+    from septet.modeling import modeling_septet
 
-    run = tmp_path / "run"
-    finetune.run(
-        finetune.FinetuneConfig(
-            "classification",
-            base=base,
-            data=str(sets / "classification"),
-            output=run,
-            method=method,
-            epochs=2,
-            batch_size=4,
-        )
-    )
-    merged = SeptetForSequenceClassification.from_pretrained(run / "final").eval()
-    fields = {"attention_mode": "bidirectional", "num_labels": 2}
-    plain = SeptetForSequenceClassification.from_pretrained(base, **fields).eval()
+    run, data = tmp_path / "run", str(sets / name)
+    finetune.run(finetune.FinetuneConfig(name, base=base, data=data, output=run, method=method, epochs=2, batch_size=4))
+    head = getattr(modeling_septet, get_task(name).head)
+    merged = head.from_pretrained(run / "final").eval()
+    fields = {"attention_mode": "bidirectional", "num_labels": 2, "exact_match_embedding": name == "qa"}
+    plain = head.from_pretrained(base, **fields).eval()
     adapted = PeftModel.from_pretrained(plain, run / "adapter").eval()
     ids = torch.arange(20, 40)[None]
-    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=0, atol=1e-5)
-    weights = [
-        m.model.layers[0].mlp.up_proj.weight
-        for m in (merged, SeptetForSequenceClassification.from_pretrained(base, **fields))
-    ]
+    for ours, theirs in zip(merged(ids).to_tuple(), adapted(ids).to_tuple(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    weights = [m.model.layers[0].mlp.up_proj.weight for m in (merged, head.from_pretrained(base, **fields))]
     assert not torch.equal(*weights)
+    if name == "qa":
+        assert merged.match_embeddings.weight.abs().sum() > 0
 
 
 def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_path: Path) -> None:

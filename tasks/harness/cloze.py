@@ -4,10 +4,10 @@
     septet finetune qa --base runs/pretrain/final --data build/cloze --output runs/cloze
     septet finetune qa --base runs/cloze/final --data SET --output runs/qa
 
-A span that a passage has in two sentences is hidden in one of them, which becomes the question; the rest of the passage is
-the context, and the span's places there are the answers. (Recurring span selection: Ram et al. 2021, "Few-Shot Question
-Answering by Pretraining Span Selection"; cloze questions of passages: Dhingra et al. 2018, "Simple and Effective
-Semi-Supervised Question Answering".) Spans that many passages have are no answers to anything and are left out.
+A span is taken out of a sentence. What stands around it, thinned out and often turned round, is the question; the sentence
+stays in its passage, which is the context. So a model learns to find the place that a question's words come from, and to
+answer with what the question lacks. (Lewis et al. 2019, "Unsupervised Question Answering by Cloze Translation", whose noise
+is of the same kind.)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ from septet.data.manifest import finished, writing
 HIDDEN = "___"
 MAX_CHARACTERS = {"zh": 400}  # of a passage; of other languages:
 MAX_CHARACTERS_ELSEWHERE = 900
-MAX_SHARE = 0.002  # of the passages that may have a span
-CHINESE = re.compile(r"[\u3400-\u9fff]")
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-WORDS = re.compile(rf"{WORD.pattern}(?: {WORD.pattern})*")
-FINAL = ".!?。！？… "
+PASSAGES = 6  # of one document at most, or else novels would ask most of the questions
+WORD = re.compile(r"[^\W_]+(?:['’.,-][^\W_]+)*")
+UNIT = {"zh": re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")}  # of spans and runs; of other languages: words
+CUT = re.compile(r"[,;:.!?…](?:\s|$)|[()«»“”\"，。；：！？、（）《》「」]")  # what no answer has within
+MIN_UNITS = (7, 10)  # of a sentence that is asked about; here and below: words, and what Chinese has instead
+LENGTHS = ((1, 5), (2, 8))  # of an answer
+TRIES = 8  # spans drawn, one of which is taken
+REACH = 18  # units before and after the span that may come into the question
+KEPT = 0.65  # of their runs
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,22 @@ def run(config: ClozeConfig) -> Path:
     if finished(config.output, "cloze", config, inputs, config.overwrite):
         return config.output
     draw = random.Random(config.seed)
-    passages: dict[str, list[list[str]]] = {}
+    kept: dict[str, list[str]] = {}  # of each language a sample of as many documents as there may be questions
+    seen: Counter[str] = Counter()
     for name in config.inputs:
         documents = read_documents(name, config.text_column, lang=config.lang)
         for document in tqdm(documents, desc="cloze", unit=" documents"):
-            passages.setdefault(document["lang"], []).extend(passages_of(document["text"], document["lang"]))
+            texts = kept.setdefault(document["lang"], [])
+            seen[document["lang"]] += 1
+            if len(texts) < config.questions:
+                texts.append(document["text"])
+            elif (place := draw.randrange(seen[document["lang"]])) < config.questions:
+                texts[place] = document["text"]
     rows: list[dict[str, Any]] = []
-    for lang, found in sorted(passages.items()):
-        draw.shuffle(found)
-        rows += questions_of(found, lang, config.questions // len(passages), draw)
+    for lang, texts in sorted(kept.items()):
+        draw.shuffle(texts)
+        found = islice(questions_of(texts, lang, draw), config.questions // len(kept))
+        rows += [{"id": f"{lang}-{number}", **row} for number, row in enumerate(found)]
     draw.shuffle(rows)
     if len(rows) <= config.validation:
         raise UserError(
@@ -87,7 +99,7 @@ def run(config: ClozeConfig) -> Path:
         for split, part in (("validation", rows[: config.validation]), ("train", rows[config.validation :])):
             write_jsonl(out.path / f"{split}.jsonl.gz", part)
             out.counts[split] = dict(Counter(row["lang"] for row in part))
-    print(f"cloze: {len(rows):,} questions ({', '.join(sorted(passages))}); {config.output}", flush=True)
+    print(f"cloze: {len(rows):,} questions ({', '.join(sorted(kept))}); {config.output}", flush=True)
     return config.output
 
 
@@ -107,66 +119,74 @@ def passages_of(text: str, lang: str) -> Iterator[list[str]]:
         yield passage
 
 
-def questions_of(
-    passages: Sequence[Sequence[str]], lang: str, most: int, draw: random.Random
-) -> Iterator[dict[str, Any]]:
-    """At most one question a passage, in SQuAD's columns."""
-    recurring = [recurring_spans(passage, lang) for passage in passages]
-    known = Counter(span for spans in recurring for span in spans)
-    limit, made = max(2, round(MAX_SHARE * len(passages))), 0
-    for number, (passage, spans) in enumerate(zip(passages, recurring, strict=True)):
-        rare = sorted(span for span in spans if known[span] <= limit)
-        if made == most:
-            return
-        if rare:
-            made += 1
-            yield question(passage, spans[draw.choice(rare)], lang, f"{lang}-{number}", draw)
+def questions_of(texts: Sequence[str], lang: str, draw: random.Random) -> Iterator[dict[str, Any]]:
+    """At most one question a passage, of some passages of each text."""
+    for text in texts:
+        passages = list(passages_of(text, lang))
+        for passage in draw.sample(passages, min(PASSAGES, len(passages))):
+            row = question(passage, lang, draw)
+            if row is not None:
+                yield row
 
 
-Places = dict[int, list[tuple[int, int]]]  # number of a sentence -> (start, end) in it, none within another
+def question(passage: Sequence[str], lang: str, draw: random.Random) -> dict[str, Any] | None:
+    """A row in SQuAD's columns, without an id, that asks for a span of one of the sentences; None if none will do."""
+    units = [[m.span() for m in UNIT.get(lang, WORD).finditer(sentence)] for sentence in passage]
+    long = [number for number, spans in enumerate(units) if len(spans) >= MIN_UNITS[lang == "zh"]]
+    if len(passage) < 2 or not long:
+        return None
+    number = draw.choice(long)
+    sentence, spans = passage[number], units[number]
+    chosen = _span(sentence, spans, lang, draw)
+    if chosen is None:
+        return None
+    first, last = chosen
+    start, end = spans[first][0], spans[last - 1][1]
+    before = _thinned(sentence, spans[max(0, first - REACH) : first], lang, draw)
+    after = _thinned(sentence, spans[last : last + REACH], lang, draw)
+    match draw.randrange(4):
+        case 0:
+            pieces = [*before, HIDDEN, *after]
+        case 1:
+            pieces = [*before, *after]
+        case 2:
+            pieces = [HIDDEN, *after, *before]
+        case _:
+            pieces = [*after, *before]
+    joint = "" if lang == "zh" else " "
+    asked = joint.join(pieces) + ("？" if lang == "zh" else " ?")
+    answer = sentence[start:end]
+    if len(before) + len(after) < 2 or answer.lower() in asked.lower():
+        return None
+    place = sum(len(each) + len(joint) for each in passage[:number]) + start
+    answers = {"text": [answer], "answer_start": [place]}
+    return {"question": asked, "context": joint.join(passage), "answers": answers, "lang": lang}
 
 
-def recurring_spans(passage: Sequence[str], lang: str) -> dict[str, Places]:
-    """Spans (lower case) that stand in two sentences or more, and where; none that stands only within a longer one."""
-    found: dict[str, Places] = {}
-    lengths = range(8, 1, -1) if lang == "zh" else range(4, 0, -1)
-    units = [[m.span() for m in (CHINESE if lang == "zh" else WORD).finditer(sentence)] for sentence in passage]
-    for length in lengths:
-        places: dict[str, Places] = {}
-        for number, (sentence, spans) in enumerate(zip(passage, units, strict=True)):
-            for first in range(len(spans) - length + 1):
-                start, end = spans[first][0], spans[first + length - 1][1]
-                text = sentence[start:end]
-                if (lang == "zh" and len(text) == length) or (lang != "zh" and WORDS.fullmatch(text)):
-                    there = places.setdefault(text.lower(), {}).setdefault(number, [])
-                    if not there or start >= there[-1][1]:
-                        there.append((start, end))
-        for span, where in places.items():
-            whole = not any(span in longer and set(where) <= set(found[longer]) for longer in found)
-            if len(where) > 1 and len(span) > (1 if lang == "zh" else 3) and whole:
-                found[span] = where
-    return found
+def _span(sentence: str, spans: Sequence[tuple[int, int]], lang: str, draw: random.Random) -> tuple[int, int] | None:
+    """First unit of an answer and the one after its last: one of a few drawn that no punctuation cuts, rather one with
+    digits or a capital, as answers to real questions often have."""
+    shortest, longest = LENGTHS[lang == "zh"]
+    found, weights = [], []
+    for _ in range(TRIES):
+        length = min(draw.randint(shortest, longest), len(spans) // 2)
+        first = draw.randrange(len(spans) - length + 1)
+        text = sentence[spans[first][0] : spans[first + length - 1][1]]
+        if not CUT.search(text):
+            found.append((first, first + length))
+            weights.append((4 if re.search(r"\d", text) else 1) * (3 if text[0].isupper() else 1))
+    return draw.choices(found, weights)[0] if found else None
 
 
-def question(passage: Sequence[str], places: Places, lang: str, name: str, draw: random.Random) -> dict[str, Any]:
-    """The row in which one of the sentences with a span asks for it."""
-    asking = draw.choice(sorted(places))
-    pieces, done = [], 0
-    for start, end in places[asking]:
-        pieces += [passage[asking][done:start], HIDDEN]
-        done = end
-    asked = "".join([*pieces, passage[asking][done:]]).rstrip(FINAL) + ("？" if lang == "zh" else " ?")
-    joint, context, texts, starts = "" if lang == "zh" else " ", "", [], []
-    for number, sentence in enumerate(passage):
-        if number == asking:
-            continue
-        context += joint if context else ""
-        for start, end in places.get(number, ()):
-            texts.append(sentence[start:end])
-            starts.append(len(context) + start)
-        context += sentence
-    answers = {"text": texts, "answer_start": starts}
-    return {"id": name, "question": asked, "context": context, "answers": answers, "lang": lang}
+def _thinned(sentence: str, spans: Sequence[tuple[int, int]], lang: str, draw: random.Random) -> list[str]:
+    """Runs of a few units; a part of them is left out."""
+    runs, at = [], 0
+    while at < len(spans):
+        run = spans[at : at + draw.randint(1, 4 if lang == "zh" else 3)]
+        at += len(run)
+        if draw.random() < KEPT:
+            runs.append(sentence[run[0][0] : run[-1][1]])
+    return runs
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,11 +23,11 @@ from septet.data.errors import UserError, run_cli
 from septet.data.manifest import FILE_NAME, fingerprint, identity, plain, read_json, write_json, write_manifest
 
 RUN_FILE = "run.json"
-# The module of each head that pre-training has not trained.
+# The modules of each head that pre-training has not trained.
 _NEW_MODULES = {
-    "SeptetForSequenceClassification": "classifier",
-    "SeptetForTokenClassification": "token_classifier",
-    "SeptetForQuestionAnswering": "qa_outputs",
+    "SeptetForSequenceClassification": ["classifier"],
+    "SeptetForTokenClassification": ["token_classifier"],
+    "SeptetForQuestionAnswering": ["qa_outputs", "match_embeddings"],
 }
 
 
@@ -160,7 +161,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         "attention_mode": task.attention_mode,
         "hidden_dropout": config.dropout,
         "classifier_dropout": config.dropout,
-        **task.config_fields(train),
+        **task.config_fields(train, tokenizer),
     }
     model = load_base(task, base, fields, in_4_bits=config.method == "qlora")
     check_tokenizer(tokenizer, model.config, base)
@@ -312,7 +313,7 @@ def load_base(task: Any, base: Path, fields: dict[str, Any], in_4_bits: bool = F
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
-            llm_int8_skip_modules=["lm_head", *_NEW_MODULES.values()],
+            llm_int8_skip_modules=["lm_head", *chain.from_iterable(_NEW_MODULES.values())],
         )
     return getattr(modeling_septet, task.head).from_pretrained(base, dtype=torch.float32, **fields, **options)
 
@@ -435,7 +436,8 @@ def _with_adapters(model: Any, task: Any, config: FinetuneConfig) -> Any:
         "SeptetForTokenClassification": TaskType.TOKEN_CLS,
         "SeptetForQuestionAnswering": TaskType.QUESTION_ANS,
     }
-    task_type, new_modules = kinds[task.head], [_NEW_MODULES[task.head]] if task.head in _NEW_MODULES else None
+    there = {name for name, _ in model.named_children()}
+    task_type, new_modules = kinds[task.head], [n for n in _NEW_MODULES.get(task.head, ()) if n in there] or None
     adapters = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,

@@ -98,8 +98,8 @@ class Task:
         """A row as an example. Raises ValueError with the value and the rule; the caller adds file and row."""
         raise NotImplementedError
 
-    def config_fields(self, train: Sequence[Example]) -> dict[str, Any]:
-        """Fields of the model's configuration that the training set decides, such as the labels."""
+    def config_fields(self, train: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
+        """Fields of the model's configuration that training set and tokenizer decide, such as the labels."""
         return {}
 
     def check(self, examples: Sequence[Example], config: Any) -> None:
