@@ -236,7 +236,7 @@ def only_its_own_is_missing(name, missing, config, conformance):
     """A head that was trained lacks nothing, any other exactly the tensors that it adds."""
     tied = ("lm_head.",) if config.tie_word_embeddings else ()
     own, present = HEADS[name][0], conformance["tensors"]
-    if name == "SeptetForQuestionAnswering" and config.exact_match_embedding:
+    if name == "SeptetForQuestionAnswering" and getattr(config, "exact_match_embedding", False):
         own = (*own, "match_embeddings.")
     if name in conformance["trained_heads"] or name == "SeptetModel":
         require(not missing, f"is declared as trained, but lacks {missing[:3]}")
