@@ -29,15 +29,13 @@ class TaskSet:
     """options that finetune and evaluate share"""
     finetune: tuple[str, ...]
     evaluate: tuple[str, ...] = ()
-    base: str = "pretrain"
-    """the run to start from"""
     alone: bool = False
     """in a process for each core, before the others, instead of in one beside another's"""
 
 
 # Epochs and rows are cut so that all of it, pre-training included, fits into some three hours of two CPU cores; what takes
-# longest comes first. A base that has read so little still has much to learn: rates are twice the recipes', and four times
-# that for embeddings.
+# longest comes first. A base that has read so little still has much to learn: rates are two or three times the recipes', and
+# four times that for embeddings.
 FASTER = ("--learning-rate", "4e-3", "--embedding-rate", "4")
 FEW = (*FASTER, "--token-replacement", "0.1")  # for few rows
 SETS = {
@@ -168,7 +166,7 @@ def main(config: Config) -> None:
         threads = cores if chosen.alone else max(1, cores // config.jobs)
         data, run, log = config.data / name, out / "runs" / name, out / "logs" / f"{name}.log"
         common = ("--data", data, *chosen.reading)
-        base = ("--base", out / "runs" / chosen.base / "final", "--output", run, "--seed", str(config.seed), "--resume")
+        base = ("--base", out / "runs/pretrain/final", "--output", run, "--seed", str(config.seed), "--resume")
         processes = (*LAUNCH, "accelerate_configs/cpu_2proc.yaml", "--num_processes", str(cores))
         starting = (*processes, "-m", "septet.tasks.harness.finetune") if chosen.alone else (verb, "finetune")
         septet(
