@@ -127,7 +127,7 @@ def load_tokenizer(path: Path) -> Any:
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
             f"{path}: pad and eos are both {tokenizer.eos_token!r}; a model trained with that never learns to stop; "
-            "give the tokenizer a pad token of its own"
+            "give the tokenizer a pad token of its own (`septet import` does: --pad-token)"
         )
     return tokenizer
 

@@ -59,6 +59,8 @@ class ImportConfig:
     """a folder with a Llama or Qwen3 checkpoint in safetensors, or owner/name of one on the Hub"""
     output: Path = Path("runs/imported")
     """folder for the Septet checkpoint"""
+    pad_token: str | None = None
+    """a token of the vocabulary to pad with, where the tokenizer has none or pads with eos; no text may hold it"""
     overwrite: bool = False
     """replace what stands at --output"""
 
@@ -96,8 +98,16 @@ def import_model(config: ImportConfig) -> Path:
     register()  # what is saved then carries its code
     native_class, _ = native_classes(kind)
     shared = shared_fields(valid(folder, native_class.config_class.from_pretrained, folder), kind)
+    if config.pad_token is not None:
+        shared["pad_token_id"] = padding_id(folder, config.pad_token)
     wanted = valid(folder, SeptetConfig, **shared, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
-    _convert(config, "import", folder, native_class, SeptetForCausalLM, wanted)
+    _convert(config, "import", folder, native_class, SeptetForCausalLM, wanted, config.pad_token)
+    if wanted.pad_token_id in (None, wanted.eos_token_id):
+        print(
+            "import: it has no pad token of its own, which fine-tuning needs; give one of its tokens that texts never "
+            "hold: --overwrite --pad-token TOKEN",
+            flush=True,
+        )
     return config.output
 
 
@@ -276,7 +286,15 @@ def valid(folder: Path, make_config: Callable[..., Any], *args: Any, **fields: A
 # ---- the conversion ---------------------------------------------------------------------------------------------------
 
 
-def _convert(config: Any, stage: str, folder: Path, source_class: Any, target_class: Any, wanted: Any) -> None:
+def _convert(
+    config: Any,
+    stage: str,
+    folder: Path,
+    source_class: Any,
+    target_class: Any,
+    wanted: Any,
+    pad_token: str | None = None,
+) -> None:
     """Reads with one class, writes with the other, reads what was written, compares."""
     from transformers.utils import logging
 
@@ -287,10 +305,16 @@ def _convert(config: Any, stage: str, folder: Path, source_class: Any, target_cl
         expected = logits_of(source)
         target = transplanted(source, target_class, wanted)
         del source
+        if pad_token is not None:
+            target.generation_config.pad_token_id = wanted.pad_token_id
         target.to(dtype).save_pretrained(out.path)
         out.counts["num_parameters"] = sum(p.numel() for p in target.parameters())
         del target  # so that a large model is in memory once
         copy_tokenizer(folder, out.path)
+        if pad_token is not None:
+            tokenizer = fast_tokenizer(out.path)
+            tokenizer.pad_token = pad_token
+            tokenizer.save_pretrained(out.path)
         difference = agreement(folder, logits_of(load(target_class, out.path)), expected)
         out.counts.update(max_logit_difference=difference, dtype=str(dtype).removeprefix("torch."))
     print(
@@ -298,6 +322,31 @@ def _convert(config: Any, stage: str, folder: Path, source_class: Any, target_cl
         f"{difference:.2g}; {config.output}",
         flush=True,
     )
+
+
+def fast_tokenizer(folder: Path) -> Any:
+    """The tokenizer beside a checkpoint; a `UserError` where there is none."""
+    from transformers import PreTrainedTokenizerFast  # AutoTokenizer would ask to trust the model's code
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be read ({one_line(error)}); omit --pad-token") from error
+
+
+def padding_id(folder: Path, token: str) -> int:
+    """The id of a token that can be padded with.
+
+    Raises:
+        UserError: the vocabulary has no such token, or it is the one that ends a text.
+    """
+    tokenizer = fast_tokenizer(folder)
+    if token not in tokenizer.get_vocab():
+        special = [str(added) for added in tokenizer.added_tokens_decoder.values()]
+        raise UserError(f"{folder}: no token is {token!r}; give --pad-token one of its own, such as {special[:12]}")
+    if token == tokenizer.eos_token:
+        raise UserError(f"{folder}: {token!r} is its eos; a model padded with that never learns to stop; give another")
+    return tokenizer.convert_tokens_to_ids(token)
 
 
 def copy_tokenizer(folder: Path, target: Path) -> None:

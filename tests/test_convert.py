@@ -3,6 +3,7 @@ be represented, or is damaged, is refused by name."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from septet.data.errors import UserError
+from septet.data.pack import load_tokenizer
 from septet.modeling import convert, modeling_septet, register
 from septet.modeling.convert import ExportConfig, ImportConfig, export_model, import_model
 from septet.modeling.modeling_septet import SeptetForCausalLM, SeptetForPreTraining, SeptetForSequenceClassification
@@ -161,6 +163,34 @@ def test_import_refuses_by_name(kind: str, fields: dict, message: str, tmp_path:
     with pytest.raises(UserError, match=message):
         import_model(ImportConfig(str(source), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_import_gives_a_pad_token(tmp_path: Path, tokenizer, capsys) -> None:
+    """SmolLM2 and others pad with their eos, which the recipes refuse."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    ids = {**IDS, "pad_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    source = native("llama", tmp_path / "source", tokenizer=tokenizer, **{**ids, "vocab_size": 400})
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="no token is '<nothing>'"):
+        import_model(ImportConfig(str(source), out, pad_token="<nothing>"))
+    with pytest.raises(UserError, match="is its eos"):
+        import_model(ImportConfig(str(source), out, pad_token=tokenizer.eos_token))
+    with pytest.raises(UserError, match="its tokenizer cannot be read"):
+        import_model(ImportConfig(str(native("llama", tmp_path / "bare")), out, pad_token="<|pad|>"))
+    assert not out.exists()
+
+    import_model(ImportConfig(str(source), out))
+    assert "it has no pad token of its own" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--pad-token"):
+        load_tokenizer(out)
+    other = tokenizer.convert_ids_to_tokens(300)
+    import_model(ImportConfig(str(source), out, pad_token=other, overwrite=True))
+    assert "no pad token" not in capsys.readouterr().out
+    assert load_tokenizer(out).pad_token == other
+    assert load_tokenizer(out)("naïve café").input_ids == tokenizer("naïve café").input_ids
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((out / name).read_text())["pad_token_id"] == 300, name
 
 
 def test_import_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
