@@ -57,6 +57,8 @@ class SeptetConfig(PreTrainedConfig):
             whole.
         classifier_pooling: which hidden state the sequence head reads: the first token's, the mean over the tokens that
             `attention_mask` keeps, or the last such token's (the sensible choice for causal reading).
+        initializer_range: the standard deviation with which embeddings and heads start; the layers' matrices have it
+            times sqrt(192 / hidden_size).
         exact_match_embedding: the question-answering head adds a learned vector to the embedding of each token that stands
             on both sides of the first separator, in the question and in the context, and another to those that do not
             (Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions"). It needs `input_ids`.

@@ -44,6 +44,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_septet import SeptetConfig
 
 IGNORE_INDEX = -100
+REFERENCE_WIDTH = 192  # the preset `nano`'s: where `initializer_range` and learning rates are taken as they are
 logger = logging.get_logger(__name__)
 
 
@@ -176,7 +177,6 @@ class SeptetAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
-        self.o_proj.writes_residual = True  # for _init_weights
         self.q_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = SeptetRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -227,7 +227,6 @@ class SeptetMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.down_proj.writes_residual = True  # for _init_weights
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -245,6 +244,12 @@ class SeptetDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = SeptetRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = SeptetRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
+
+        std = config.initializer_range * (REFERENCE_WIDTH / config.hidden_size) ** 0.5
+        for projection in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            projection.init_std = std  # for _init_weights
+        for projection in (self.self_attn.o_proj, self.mlp.down_proj):
+            projection.init_std = std * (2 * config.num_hidden_layers) ** -0.5
 
     def forward(
         self,
@@ -279,9 +284,11 @@ class SeptetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Normal with std `initializer_range`; norms 1, biases 0 (transformers' rule), and four exceptions:
+        """Normal with std `initializer_range`; norms 1, biases 0 (transformers' rule), and these exceptions:
 
-        - the projections that write into the residual stream get std / sqrt(2 layers) (Radford et al. 2019, GPT-2);
+        - the layers' matrices get std * sqrt(192 / H), so that a layer does the same at every width (the spectral
+          condition, Yang, Simon & Bernstein 2023), and those that write into the residual stream moreover
+          / sqrt(2 layers) (Radford et al. 2019, GPT-2);
         - the output embedding gets at most 0.4 / sqrt(H): the final norm makes each hidden state of length sqrt(H), so
           logits then start with std 0.4 at most and the first loss is ln(V) + 0.4^2 / 2;
         - the vectors of exact matches start at 0, as if there were none;
@@ -289,8 +296,8 @@ class SeptetPreTrainedModel(PreTrainedModel):
           and a strong one would start far from ln(2).
         """
         super()._init_weights(module)
-        if getattr(module, "writes_residual", False):
-            init.normal_(module.weight, std=self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5)
+        if getattr(module, "init_std", self.config.initializer_range) != self.config.initializer_range:
+            init.normal_(module.weight, std=module.init_std)
         elif module is getattr(self, "match_embeddings", None):
             init.zeros_(module.weight)
         elif module is self.get_output_embeddings() or (

@@ -14,12 +14,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim.adamw import adamw
 
 from septet.data.errors import UserError
+from septet.modeling.modeling_septet import REFERENCE_WIDTH
 
 OPTIMIZERS = ("muon", "adamw", "adam", "rmsprop")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 
-REFERENCE_WIDTH, REFERENCE_LAYERS = 192, 4
-"""The preset `nano`, for which learning rates are given as they are."""
+REFERENCE_LAYERS = 4
+"""The preset `nano`'s, for which (and for `REFERENCE_WIDTH`) learning rates are given as they are."""
 
 
 # ---- Muon

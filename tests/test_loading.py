@@ -45,8 +45,10 @@ def of_shape(shape: str, vocab_size: int, kind: str, **fields: Any) -> SeptetCon
 
 
 def documented_std(name: str, config: SeptetConfig) -> float:
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
-        return config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+    if ".layers." in f".{name}":
+        residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        std = config.initializer_range * math.sqrt(192 / config.hidden_size)
+        return std / math.sqrt(2 * config.num_hidden_layers) if residual else std
     if name == "lm_head.weight" or (config.tie_word_embeddings and name.endswith("embed_tokens.weight")):
         return min(config.initializer_range, 0.4 / math.sqrt(config.hidden_size))
     if name == "nsp_head.weight":

@@ -316,6 +316,37 @@ def test_an_update_changes_what_a_matrix_does_equally_at_every_width() -> None:
     assert max(changes) / min(changes) < 1.1
 
 
+def change_of_states(config, width: int, ruled: bool) -> float:
+    """By how much eight steps change the hidden states before the last layer, as a root mean square."""
+    torch.manual_seed(0)
+    fields = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": width // 32, "num_key_value_heads": width // 96, "head_dim": 32}
+    model = model_of(config, vocab_size=384, **fields, **heads)
+    optimizer = make_optimizer("muon", model, 3e-3, 0.0)
+    if not ruled:
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3
+    ids = torch.randint(16, 384, (8, 32), generator=torch.Generator().manual_seed(0))
+
+    def states() -> torch.Tensor:
+        with torch.no_grad():
+            return model.model(ids, output_hidden_states=True).hidden_states[-2]
+
+    before = states()
+    for _ in range(8):
+        model(ids, labels=ids.roll(1, 0), skip_logits=True).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return (states() - before).square().mean().sqrt().item()
+
+
+def test_a_model_changes_equally_at_every_width(config) -> None:
+    """The coordinate check of Yang et al. 2022; `benchmarks/transfer.py --coordinates` does it on text."""
+    ruled, others = ([change_of_states(config, width, rule) for width in (96, 192, 384)] for rule in (True, False))
+    assert max(ruled) / min(ruled) < 1.35
+    assert max(others) / min(others) > 1.6
+
+
 # Schedules
 
 
