@@ -39,7 +39,6 @@ VERBS = {
         "write as plain Qwen3, Llama, GGUF, ONNX, LiteRT or word2vec",
         "export_model",
     ),
-    "cloze": Verb("tasks.harness.cloze", "ClozeConfig", "questions made of plain text, to learn from before real ones"),
     "finetune": Verb("tasks.harness.finetune", "FinetuneConfig", "fine-tune on a task, whole or by LoRA"),
     "cross-validate": Verb(
         "tasks.harness.cross_validate", "CrossValidateConfig", "fine-tune and score a small set in folds"
