@@ -4,7 +4,7 @@
 
 Models of `nano`'s proportions (heads of 32, one key/value head for three, feed-forward 8/3 of the width), of each width
 in turn, and of each depth in `--depths` at 192 wide, read the same sequences in the same order: causal, "wsd". Under
-"rule" each group of parameters has the rate that `learning_rate_scale` gives it; under "rates" too, but the layers'
+"rule" each group of parameters has the rate that `learning_rate_scale` gives it; under "rates-only" too, but the layers'
 matrices start with `initializer_range` at every width; under "none" all groups have moreover the same rate.
 
 With `--coordinates` nothing is swept: ten steps are taken at a constant rate, and what is reported is by how much (root mean
@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2], help="peak learning rates"
     )
-    parser.add_argument("--rules", nargs="+", choices=("rule", "rates", "none"), default=["rule", "none"])
+    parser.add_argument("--rules", nargs="+", choices=("rule", "rates-only", "none"), default=["rule", "none"])
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--sequences", type=int, default=16, help="sequences a step")
@@ -132,7 +132,7 @@ def train(options: argparse.Namespace, data: Any, width: int, layers: int, rule:
 
 def coordinates(options: argparse.Namespace, data: Any, width: int, layers: int, rule: str) -> list[float]:
     """How much the embeddings, the hidden states after each layer but the last, the normed last ones, and the logits of a
-    held-out row change in ten steps."""
+    row that is not read meanwhile change in ten steps."""
     import numpy as np
     import torch
 
@@ -188,7 +188,7 @@ def sweep(
             }
         )
         print(table_row(rows[-1]), flush=True)
-    reference = next((row for row in rows if (row["width"], row["layers"]) == REFERENCE), rows[0])
+    reference = next((row for row in rows if (row["width"], row["layers"]) == (REFERENCE[0], options.layers)), rows[0])
     kept = min(range(len(rates)), key=reference["losses"].__getitem__)
     for row in rows:
         row["cost"] = row["losses"][kept] - min(row["losses"])
@@ -212,6 +212,7 @@ def main() -> None:
     shapes = [(width, options.layers) for width in options.widths] + [(192, layers) for layers in options.depths]
     shapes = list(dict.fromkeys(shapes))
     if options.coordinates:
+        print("| rule | width | layers | embeddings | after each layer | logits |")
         for rule in options.rules:
             for width, layers in shapes:
                 changes = " | ".join(f"{change:.3f}" for change in coordinates(options, data, width, layers, rule))

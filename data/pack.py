@@ -118,7 +118,7 @@ def load_tokenizer(path: Path) -> Any:
         raise UserError(f"{path}: no such tokenizer folder; run `septet tokenizer` first, or give another --tokenizer")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: is not a tokenizer folder ({reason}); give another") from error
     for name in ("bos", "eos", "pad"):

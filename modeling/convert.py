@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from septet.data.errors import UserError, run_cli, suggestion
-from septet.data.manifest import finished, read_json, writing
+from septet.data.manifest import finished, read_json, write_json, writing
 
 MAX_LOGIT_DIFFERENCE = 1e-4  # of float32 logits, or of the largest one where that is above 1
 SHARED_FIELDS = (
@@ -60,7 +60,7 @@ class ImportConfig:
     output: Path = Path("runs/imported")
     """folder for the Septet checkpoint"""
     pad_token: str | None = None
-    """a token of the vocabulary to pad with, where the tokenizer has none or pads with eos; no text may hold it"""
+    """a special token of the vocabulary to pad with, where the tokenizer has none or pads with eos"""
     overwrite: bool = False
     """replace what stands at --output"""
 
@@ -98,14 +98,13 @@ def import_model(config: ImportConfig) -> Path:
     register()  # what is saved then carries its code
     native_class, _ = native_classes(kind)
     shared = shared_fields(valid(folder, native_class.config_class.from_pretrained, folder), kind)
-    if config.pad_token is not None:
-        shared["pad_token_id"] = padding_id(folder, config.pad_token)
+    shared["pad_token_id"] = padding_id(folder, shared, config.pad_token)
     wanted = valid(folder, SeptetConfig, **shared, qk_norm=QK_NORM[kind], trained_heads=["SeptetForCausalLM"])
     _convert(config, "import", folder, native_class, SeptetForCausalLM, wanted, config.pad_token)
-    if wanted.pad_token_id in (None, wanted.eos_token_id):
+    if (config.output / "tokenizer.json").is_file() and wanted.pad_token_id in (None, *eos_ids(shared)):
         print(
-            "import: it has no pad token of its own, which fine-tuning needs; give one of its tokens that texts never "
-            "hold: --overwrite --pad-token TOKEN",
+            "import: it has no pad token of its own, which fine-tuning needs; give one of its special tokens that texts "
+            "never hold: --overwrite --pad-token TOKEN",
             flush=True,
         )
     return config.output
@@ -270,7 +269,7 @@ def native_classes(kind: str) -> tuple[Any, Any]:
 
 
 def shared_fields(config: Any, kind: str) -> dict[str, Any]:
-    """The configuration fields that mean the same in Septet and in Llama or Qwen3."""
+    """The configuration fields of one name in Septet and in Llama or Qwen3."""
     names = (*SHARED_FIELDS, *(WINDOW_FIELDS if kind == "qwen3" else ()))
     return {name: getattr(config, name) for name in names}
 
@@ -312,9 +311,7 @@ def _convert(
         del target  # so that a large model is in memory once
         copy_tokenizer(folder, out.path)
         if pad_token is not None:
-            tokenizer = fast_tokenizer(out.path)
-            tokenizer.pad_token = pad_token
-            tokenizer.save_pretrained(out.path)
+            pad_with(out.path, pad_token)
         difference = agreement(folder, logits_of(load(target_class, out.path)), expected)
         out.counts.update(max_logit_difference=difference, dtype=str(dtype).removeprefix("torch."))
     print(
@@ -325,28 +322,47 @@ def _convert(
 
 
 def fast_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside a checkpoint; a `UserError` where there is none."""
+    """The tokenizer beside a checkpoint; a `UserError` where it cannot be read."""
     from transformers import PreTrainedTokenizerFast  # AutoTokenizer would ask to trust the model's code
 
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: its tokenizer cannot be read ({one_line(error)}); omit --pad-token") from error
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"{folder}: its tokenizer cannot be read ({one_line(error)}); download it again") from error
 
 
-def padding_id(folder: Path, token: str) -> int:
-    """The id of a token that can be padded with.
+def eos_ids(fields: dict[str, Any]) -> list[int | None]:
+    """The ids that end a text, of which a configuration may have one or several."""
+    given = fields["eos_token_id"]
+    return given if isinstance(given, list) else [given]
+
+
+def padding_id(folder: Path, fields: dict[str, Any], token: str | None) -> int | None:
+    """The id to pad with: of the token asked for, else the configuration's, else the tokenizer's.
 
     Raises:
-        UserError: the vocabulary has no such token, or it is the one that ends a text.
+        UserError: the token asked for is none of the special ones, or ends a text.
     """
+    if token is None:
+        known = fields["pad_token_id"] is not None or not (folder / "tokenizer.json").is_file()
+        return fields["pad_token_id"] if known else fast_tokenizer(folder).pad_token_id
     tokenizer = fast_tokenizer(folder)
-    if token not in tokenizer.get_vocab():
-        special = [str(added) for added in tokenizer.added_tokens_decoder.values()]
-        raise UserError(f"{folder}: no token is {token!r}; give --pad-token one of its own, such as {special[:12]}")
-    if token == tokenizer.eos_token:
+    special = {str(added): number for number, added in tokenizer.added_tokens_decoder.items()}
+    if token not in special:
+        raise UserError(
+            f"{folder}: {token!r} is none of its special tokens, which a pad token must be, since texts hold all others; "
+            f"give another, such as {list(special)[:12]}"
+        )
+    if special[token] in (tokenizer.eos_token_id, *eos_ids(fields)):
         raise UserError(f"{folder}: {token!r} is its eos; a model padded with that never learns to stop; give another")
-    return tokenizer.convert_tokens_to_ids(token)
+    return special[token]
+
+
+def pad_with(folder: Path, token: str) -> None:
+    """Sets the pad token in the files where transformers looks for it, and leaves everything else as it is."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            write_json(folder / name, {**read_json(folder / name), "pad_token": token})
 
 
 def copy_tokenizer(folder: Path, target: Path) -> None:

@@ -171,9 +171,12 @@ def test_import_gives_a_pad_token(tmp_path: Path, tokenizer, capsys) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     ids = {**IDS, "pad_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     source = native("llama", tmp_path / "source", tokenizer=tokenizer, **{**ids, "vocab_size": 400})
+    names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "pad_token": tokenizer.eos_token}
+    (source / "special_tokens_map.json").write_text(json.dumps(names))  # as older releases wrote it; it goes before
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="no token is '<nothing>'"):
-        import_model(ImportConfig(str(source), out, pad_token="<nothing>"))
+    for ordinary in ("<nothing>", tokenizer.convert_ids_to_tokens(300)):
+        with pytest.raises(UserError, match="is none of its special tokens"):
+            import_model(ImportConfig(str(source), out, pad_token=ordinary))
     with pytest.raises(UserError, match="is its eos"):
         import_model(ImportConfig(str(source), out, pad_token=tokenizer.eos_token))
     with pytest.raises(UserError, match="its tokenizer cannot be read"):
@@ -184,13 +187,23 @@ def test_import_gives_a_pad_token(tmp_path: Path, tokenizer, capsys) -> None:
     assert "it has no pad token of its own" in capsys.readouterr().out
     with pytest.raises(UserError, match="--pad-token"):
         load_tokenizer(out)
-    other = tokenizer.convert_ids_to_tokens(300)
+    other, number = "<|source|>", tokenizer.convert_tokens_to_ids("<|source|>")
     import_model(ImportConfig(str(source), out, pad_token=other, overwrite=True))
     assert "no pad token" not in capsys.readouterr().out
     assert load_tokenizer(out).pad_token == other
     assert load_tokenizer(out)("naïve café").input_ids == tokenizer("naïve café").input_ids
     for name in ("config.json", "generation_config.json"):
-        assert json.loads((out / name).read_text())["pad_token_id"] == 300, name
+        assert json.loads((out / name).read_text())["pad_token_id"] == number, name
+
+    tokenizer.pad_token = other  # which the configuration does not say
+    source = native("llama", tmp_path / "own", tokenizer=tokenizer, **{**ids, "pad_token_id": None, "vocab_size": 400})
+    import_model(ImportConfig(str(source), tmp_path / "taken"))
+    assert json.loads((tmp_path / "taken" / "config.json").read_text())["pad_token_id"] == number
+    import_model(ImportConfig(str(native("llama", tmp_path / "no tokenizer")), tmp_path / "bare out"))
+    assert "no pad token" not in capsys.readouterr().out
+    (source / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer cannot be read"):
+        import_model(ImportConfig(str(source), tmp_path / "damaged", pad_token=other))
 
 
 def test_import_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:

@@ -227,6 +227,21 @@ def test_lora_trains_adapters_and_merges_them(name: str, method: str, sets: Path
         assert merged.match_embeddings.weight.abs().sum() > 0
 
 
+def test_a_classifier_can_read_causally(sets: Path, base: Path, tmp_path: Path) -> None:
+    from septet.modeling.modeling_septet import SeptetForSequenceClassification
+
+    options = {"base": base, "output": tmp_path / "run", "epochs": 1, "batch_size": 4, "attention_mode": "causal"}
+    with pytest.raises(UserError, match="translation reads as a prefix-LM"):
+        finetune.run(finetune.FinetuneConfig("translation", data=str(sets / "translation"), **options))
+    finetune.run(finetune.FinetuneConfig("classification", data=str(sets / "classification"), **options))
+    model = SeptetForSequenceClassification.from_pretrained(tmp_path / "run" / "final").eval()
+    assert model.config.attention_mode == "causal"
+    ids = torch.arange(20, 30)[None]
+    states = model.model(ids).last_hidden_state
+    torch.testing.assert_close(model.model(ids[:, :4]).last_hidden_state, states[:, :4])
+    torch.testing.assert_close(model(ids).logits, model.classifier(states[:, -1]))
+
+
 def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_path: Path) -> None:
     losses = {}
     for name, options in {

@@ -44,6 +44,9 @@ class FinetuneConfig:
     method: Literal["full", "lora", "qlora"] = "full"
     """full: all weights. lora: adapters on every linear layer (Hu et al. 2021), merged into final/, kept in adapter/.
     qlora: the same over weights held in 4 bits (Dettmers et al. 2023; needs bitsandbytes), merged into the whole ones"""
+    attention_mode: Literal["causal", "bidirectional"] | None = None
+    """how the text is read, for recipes that read in both directions (the default). causal suits a base that has only read
+    so, such as an import; a classification is then read off the last token, which alone has seen them all"""
     epochs: float | None = None
     """passes over train; default: the recipe's"""
     batch_size: int | None = None
@@ -133,6 +136,8 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
     check_balance(task, config)
     if not 0 <= config.token_replacement < 1:
         raise UserError(f"--token-replacement {config.token_replacement:g}: must be a share, from 0 to below 1")
+    if config.attention_mode and task.attention_mode != "bidirectional":
+        raise UserError(f"--attention-mode: {task.name} reads as a {task.attention_mode}-LM, always; omit it")
     base = require_model_folder(config.base)
     output = Path(config.output)
     inputs = _inputs(config)
@@ -158,7 +163,8 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
     set_seed(config.seed)
     tokenizer = load_tokenizer(base)
     fields = {
-        "attention_mode": task.attention_mode,
+        "attention_mode": config.attention_mode or task.attention_mode,
+        **({"classifier_pooling": "last"} if config.attention_mode == "causal" else {}),
         "hidden_dropout": config.dropout,
         "classifier_dropout": config.dropout,
         **task.config_fields(train, tokenizer),
