@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ SETS = {
     "csl_category_zh": ("csl_category_zh", ("--lang", "zh")),
     "synopsis_fr sections": ("synopsis_fr", ("--lang", "fr", "--columns", "text", "document", "label", "section")),
 }
+CLASSES = 14  # the most frequent ones: sections have a long tail of classes with a row or two
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,15 @@ def cut(config: Config, name: str) -> Path:
     folder = config.output / "sets" / name.replace(" ", "_")
     if not (folder / "test.jsonl.gz").is_file():
         source = config.data / SETS[name][0]
-        rows = read_rows(split_file(source, "train"))[: config.max_rows]
-        border = len(rows) * 4 // 5
-        write_jsonl(folder / "train.jsonl.gz", rows[:border])
-        write_jsonl(folder / "validation.jsonl.gz", rows[border:])
-        write_jsonl(folder / "test.jsonl.gz", read_rows(split_file(source, "validation")))
+        column = dict(zip(SETS[name][1][3::2], SETS[name][1][4::2], strict=True)).get("label", "label")
+        train, test = (read_rows(split_file(source, split)) for split in ("train", "validation"))
+        classes = {label for label, _ in Counter(row[column] for row in train).most_common(CLASSES)}
+        train, test = ([row for row in rows if row[column] in classes] for rows in (train, test))
+        train = train[: config.max_rows]
+        border = len(train) * 4 // 5
+        write_jsonl(folder / "train.jsonl.gz", train[:border])
+        write_jsonl(folder / "validation.jsonl.gz", train[border:])
+        write_jsonl(folder / "test.jsonl.gz", test)
     return folder
 
 
