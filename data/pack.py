@@ -106,21 +106,26 @@ def run(config: PackConfig) -> Path:
     return config.output
 
 
+def read_tokenizer(path: Path) -> Any:
+    """A fast tokenizer from a folder, as it is; a `UserError` where there is none."""
+    from transformers import PreTrainedTokenizerFast  # AutoTokenizer would ask to trust the code of a model beside it
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # tokenizers raises nothing more special
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: is not a tokenizer folder ({reason}); give another") from error
+
+
 def load_tokenizer(path: Path) -> Any:
-    """A fast tokenizer from a folder.
+    """A fast tokenizer that a model can be trained with.
 
     Raises:
         UserError: there is none, or its pad token is missing or equals eos (a model trained so never learns to stop).
     """
-    from transformers import PreTrainedTokenizerFast  # AutoTokenizer would ask to trust the code of a model beside it
-
     if not Path(path).is_dir():
         raise UserError(f"{path}: no such tokenizer folder; run `septet tokenizer` first, or give another --tokenizer")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # tokenizers raises nothing more special
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: is not a tokenizer folder ({reason}); give another") from error
+    tokenizer = read_tokenizer(path)
     for name in ("bos", "eos", "pad"):
         if getattr(tokenizer, f"{name}_token_id") is None:
             raise UserError(f"{path}: the tokenizer has no {name} token; Septet needs one; use `septet tokenizer`")

@@ -321,16 +321,6 @@ def _convert(
     )
 
 
-def fast_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside a checkpoint; a `UserError` where it cannot be read."""
-    from transformers import PreTrainedTokenizerFast  # AutoTokenizer would ask to trust the model's code
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises nothing more special
-        raise UserError(f"{folder}: its tokenizer cannot be read ({one_line(error)}); download it again") from error
-
-
 def eos_ids(fields: dict[str, Any]) -> list[int | None]:
     """The ids that end a text, of which a configuration may have one or several."""
     given = fields["eos_token_id"]
@@ -343,10 +333,12 @@ def padding_id(folder: Path, fields: dict[str, Any], token: str | None) -> int |
     Raises:
         UserError: the token asked for is none of the special ones, or ends a text.
     """
+    from septet.data.pack import read_tokenizer
+
     if token is None:
         known = fields["pad_token_id"] is not None or not (folder / "tokenizer.json").is_file()
-        return fields["pad_token_id"] if known else fast_tokenizer(folder).pad_token_id
-    tokenizer = fast_tokenizer(folder)
+        return fields["pad_token_id"] if known else read_tokenizer(folder).pad_token_id
+    tokenizer = read_tokenizer(folder)
     special = {str(added): number for number, added in tokenizer.added_tokens_decoder.items()}
     if token not in special:
         raise UserError(
