@@ -296,10 +296,9 @@ class SeptetPreTrainedModel(PreTrainedModel):
           and a strong one would start far from ln(2).
         """
         super()._init_weights(module)
-        if (
-            getattr(module, "init_std", self.config.initializer_range) != self.config.initializer_range
-        ):  # else drawn already
-            init.normal_(module.weight, std=module.init_std)
+        std = getattr(module, "init_std", self.config.initializer_range)
+        if std != self.config.initializer_range:  # else it has just been drawn
+            init.normal_(module.weight, std=std)
         elif module is getattr(self, "match_embeddings", None):
             init.zeros_(module.weight)
         elif module is self.get_output_embeddings() or (
