@@ -40,9 +40,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "synthetic rows": ("--sampling", "synthetic"),
     "tuned thresholds": ("--tune-thresholds",),
 }
-SETS = {
-    "csl_category_zh": ("csl_category_zh", ("--lang", "zh")),
-    "synopsis_fr sections": ("synopsis_fr", ("--lang", "fr", "--columns", "text", "document", "label", "section")),
+SETS = {  # folder, how it is read, the column of the class
+    "csl_category_zh": ("csl_category_zh", ("--lang", "zh"), "label"),
+    "synopsis_fr sections": (
+        "synopsis_fr",
+        ("--lang", "fr", "--columns", "text", "document", "label", "section"),
+        "section",
+    ),
 }
 CLASSES = 14  # the most frequent ones: sections have a long tail of classes with a row or two
 
@@ -71,8 +75,7 @@ def cut(config: Config, name: str) -> Path:
     """The set with a fifth of its train rows put aside as validation, and its validation as test."""
     folder = config.output / "sets" / name.replace(" ", "_")
     if not (folder / "test.jsonl.gz").is_file():
-        source = config.data / SETS[name][0]
-        column = dict(zip(SETS[name][1][3::2], SETS[name][1][4::2], strict=True)).get("label", "label")
+        source, column = config.data / SETS[name][0], SETS[name][2]
         train, test = (read_rows(split_file(source, split)) for split in ("train", "validation"))
         classes = {label for label, _ in Counter(row[column] for row in train).most_common(CLASSES)}
         train, test = ([row for row in rows if row[column] in classes] for rows in (train, test))
