@@ -59,13 +59,15 @@ class QuestionAnswering(Task):
         }
 
     def windows(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
-        """Windows: `example` index, `input_ids`, and `offsets` of each piece in the context (None outside of it)."""
+        """Windows: `example` index, `input_ids`, `offsets` of each piece in the context (None outside of it), and whether the
+        question was cut (`truncated`)."""
         length = config.max_position_embeddings
         questions = [example.input["question"] for example in examples]
         # A question may take half of the window at most; what is longer is cut.
         halves = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         limit = length // 2 - 2
-        questions = [q if len(o) <= limit else q[: o[limit - 1][1]] for q, o in zip(questions, halves, strict=True)]
+        cut = [len(offsets) > limit for offsets in halves]
+        questions = [q[: o[limit - 1][1]] if c else q for q, o, c in zip(questions, halves, cut, strict=True)]
         longest = min(limit, max(map(len, halves)))
         encoded = tokenizer(
             questions,
@@ -80,9 +82,8 @@ class QuestionAnswering(Task):
         for window, ids in enumerate(encoded["input_ids"]):
             sequence = encoded.sequence_ids(window)
             offsets = [o if s == 1 else None for o, s in zip(encoded["offset_mapping"][window], sequence, strict=True)]
-            found.append(
-                {"example": encoded["overflow_to_sample_mapping"][window], "input_ids": ids, "offsets": offsets}
-            )
+            index = encoded["overflow_to_sample_mapping"][window]
+            found.append({"example": index, "input_ids": ids, "offsets": offsets, "truncated": cut[index]})
         return found
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
@@ -92,9 +93,8 @@ class QuestionAnswering(Task):
             spans = examples[window["example"]].extra["spans"]
             if spans:
                 first, last = _token_span(window["offsets"], *spans[0])
-            features.append(
-                {"input_ids": window["input_ids"], "start_positions": first, "end_positions": last, "truncated": False}
-            )
+            feature = {"input_ids": window["input_ids"], "start_positions": first, "end_positions": last}
+            features.append({**feature, "truncated": window["truncated"]})
         return features
 
     def predict(self, model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int) -> list[dict[str, Any]]:
@@ -122,11 +122,11 @@ class QuestionAnswering(Task):
                 if scored is not None and scored[0] > best[index][0]:
                     best[index] = (scored[0], examples[index].input["context"][scored[1] : scored[2]].strip())
         rows = []
-        for (score, text), no_answer in zip(best, null, strict=True):
+        cut = {window["example"] for window in windows if window["truncated"]}
+        for index, ((score, text), no_answer) in enumerate(zip(best, null, strict=True)):
             silent = options.get("unanswerable") and no_answer > score
-            rows.append(
-                {"prediction": "" if silent else text, "truncated": False, "score": round(score - no_answer, 4)}
-            )
+            rows.append({"prediction": "" if silent else text, "truncated": index in cut})
+            rows[-1]["score"] = round(score - no_answer, 4)
         return rows
 
     def showcase(self, given: Mapping[str, Any]) -> Example:

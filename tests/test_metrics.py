@@ -14,7 +14,7 @@ from septet.data.errors import UserError
 from septet.tasks import metrics as modules
 from septet.tasks.harness import metrics, predict
 from septet.tasks.harness.metrics.ner import partial_credit
-from septet.tasks.harness.task import Example, Task
+from septet.tasks.harness.task import Example, Task, get_task
 
 TEXTS = {
     "en": ["The quick brown fox, aged 3, jumps over the lazy dog.", "It's 9 o'clock; we left at 8.30 p.m.", "Yes!"],
@@ -241,7 +241,10 @@ def test_a_model_that_knows_its_chances_is_calibrated():
     assert metrics.calibration(rows)["ece"] == pytest.approx(75, abs=1)
 
 
-@pytest.mark.parametrize("probabilities", [None, {}, {"a": float("nan")}, {"a": 1.2}, {"b": 1.0}])
+@pytest.mark.parametrize(
+    "probabilities",
+    [None, {}, {"a": float("nan")}, {"a": 1.2}, {"b": 1.0}, {"a": 1.0, "b": None}, {"a": 1.0, "b": "0"}],
+)
 def test_probabilities_that_are_none_are_named(probabilities):
     row = {"probabilities": probabilities, "prediction": "a", "reference": "a"}
     with pytest.raises(UserError, match="row 1: its probabilities are"):
@@ -665,7 +668,8 @@ def test_a_task_says_itself_how_it_is_scored():
     given = predict.baseline_predictions(Sixth(), examples, examples)
     assert given == {"always 1": [1] * 30} and predict.baseline_predictions(Seventh(), examples, examples) == {}
     rows = [
-        {"prediction": 2, "reference": e.reference, "lang": "en", "baselines": {"always 1": 1}} for e in examples[1:]
+        {"input": {}, "prediction": 2, "reference": e.reference, "lang": "en", "baselines": {"always 1": 1}}
+        for e in examples[1:]
     ]
     found = predict.scores(Sixth(), rows, seed=0)
     assert found["scores"]["hits"]["value"] == found["by_language"]["en"]["scores"]["hits"]["value"]
@@ -692,6 +696,10 @@ def test_a_task_says_itself_how_it_is_scored():
         (("regression", [1.0], [None], "en"), "row 0: the reference is None"),
         (("qa", ["a", None], [["a"], ["b"]], "en"), "row 1: the predicted answer is None"),
         (("qa", ["a"], ["a"], "en"), "row 0: the answers are 'a'"),
+        (("qa", ["a"], [None], "en"), "row 0: the answers are None"),
+        (("multilabel", [["a"], None], [["a"], ["a"]], "en"), "row 1: the predicted labels are None"),
+        (("multilabel", [["a"]], [[7]], "en"), r"row 0: the reference labels are \[7\]"),
+        (("translation", ["a"], [float("nan")], "en"), "row 0: the reference is nan"),
         (("ner", [None], [["O"]], "en"), "row 0: the predicted tags are None"),
         (("ner", [["S-PER"]], [["O"]], "en"), "'S-PER'.*IOB2"),
         (("ner", [["O", "O"]], [["O"]], "en"), "row 0: 2 predicted tags for 1 tokens"),
@@ -700,6 +708,36 @@ def test_a_task_says_itself_how_it_is_scored():
 def test_what_cannot_be_scored_is_named(arguments, message):
     with pytest.raises(UserError, match=message):
         metrics.score(*arguments)
+
+
+def test_what_scores_nothing_for_another_reason_is_said_and_kept():
+    """Tags of another scheme, no entity at all, and texts that a tokenizer drops: a warning each, which a report keeps."""
+    iob1 = [["I-PER", "I-PER", "O"]]
+    with pytest.warns(UserWarning, match="1 predictions, such as row 0, hold an I- that continues nothing"):
+        assert metrics.score("ner", iob1, [["B-PER", "I-PER", "O"]], "en")["entity_f1"] == 0
+    with pytest.warns(UserWarning, match="the references hold none at all"):
+        metrics.score("ner", [["O"]], [["O"]], "en")
+    row = {"input": {"document": "a"}, "prediction": "a", "reference": "♥♥♥", "lang": "en", "baselines": {"lead": "a"}}
+    found = predict.scores(get_task("summarization"), [row] * 3, seed=0)
+    assert len(found["warnings"]) == 1 and "the tokenizer keeps nothing of" in found["warnings"][0]
+    assert predict.scores(get_task("summarization"), [{**row, "reference": "a"}], seed=0)["warnings"] == []
+
+
+def test_an_error_says_that_it_is_one():
+    found = metrics.compute("regression", [1.0, 2.5, 3.0], [1.0, 2.0, 4.0], "en")
+    assert {name for name, score in found.items() if score.get("higher_is_better", True)} == {"pearson", "spearman"}
+    assert not get_task("translation").validation_rises and get_task("regression").validation_rises
+
+    class Errors(Sixth):
+        metrics, primary_metric = "regression", "rmse"
+
+    assert not Errors().validation_rises
+
+
+def test_sentences_of_many_dots_end():
+    """A search that begins anew at every dot would take the better part of an hour."""
+    dots = "." * 200_000
+    assert metrics.sentences(f"a{dots}b. C") == [f"a{dots}b.", "C"]
 
 
 @pytest.mark.parametrize("family", metrics.FAMILIES)

@@ -226,18 +226,19 @@ def test_nothing_from_data_becomes_markup(tmp_path: Path) -> None:
             return value[:2] + EVIL if value[:2] in ("B-", "I-") else EVIL + value
         return value
 
+    folders = {task: f"{task}<script>alert('x')" for task in TASKS}
     for task, metric in TASKS.items():
         report = poison(_report(task, 9))
         report |= {"task": task, "primary_metric": metric}
         rows = [poison(_prediction_row(task, number, random.Random(0))) for number in range(9)]
-        _write(tmp_path / "re<b>ports" / f"{task}<script>", report, rows)
+        _write(tmp_path / "re<b>ports" / folders[task], report, rows)
     html = _render(tmp_path / "re<b>ports")
-    assert not {tag for tag, _ in _Page(html).tags} & {"script", "b>ports"}
+    assert "script" not in {tag for tag, _ in _Page(html).tags} and "re<b>ports" not in html
     assert "<script" not in html and html.count("&lt;script&gt;") > 100
     markdown = (tmp_path / "re<b>ports" / "index.md").read_text()
-    assert "<script" not in re.sub(r"\(<.*>\)", "", markdown)
-    for task in TASKS:
-        assert "<script" not in page.write_task_report(tmp_path / "re<b>ports" / f"{task}<script>").read_text()
+    assert "<script" not in markdown
+    for folder in folders.values():
+        assert "<script" not in page.write_task_report(tmp_path / "re<b>ports" / folder).read_text()
 
 
 @pytest.mark.parametrize(
@@ -264,9 +265,17 @@ def test_nothing_from_data_becomes_markup(tmp_path: Path) -> None:
             ],
             [1, 2],
         ),
+        (  # the right words in another order are wrong; an answer without words counts as no answer
+            [
+                (["Paris France"], "France Paris", None),
+                (["the", "cat"], "", None),
+                (["the"], "", None),
+            ],
+            [1, 0],
+        ),
         ([(["O", "B-PER"], ["O", "O"], None), (["O", "B-PER"], ["B-LOC"], None), (["O"], ["O"], None)], [1, 0]),
     ],
-    ids=["classification", "qa", "text", "ner"],
+    ids=["classification", "qa", "text", "order", "ner"],
 )
 def test_worst_examples_are_wrong_and_sorted(planted: list, expected: list[int]) -> None:
     rows = []
@@ -291,20 +300,103 @@ def test_random_examples_depend_on_the_seed_alone() -> None:
     assert examples.random_examples(rows[:2], 1) in (rows[:2], rows[1::-1])
 
 
-def test_length_buckets_find_the_planted_dependence() -> None:
+def test_rows_fall_into_quarters_by_the_length_of_their_input() -> None:
+    rows = [{"input": {"text": "x" * n, "tokens": ["y", "yz"]}} for n in range(1, 41)]
+    quarters = examples.length_quarters(rows[::-1])
+    assert [(q["low"], q["high"]) for q in quarters] == [(4, 13), (14, 23), (24, 33), (34, 43)]
+    assert quarters[0]["members"] == list(range(30, 40))
+    assert examples.length_quarters(rows[:1] * 9) == [{"low": 4, "high": 4, "members": list(range(9))}]
+
+
+def test_scores_by_length_find_a_planted_dependence() -> None:
+    from septet.tasks.harness.predict import scores
+    from septet.tasks.harness.task import get_task
+
     rows = [
-        {
-            "input": {"text": "x" * n},
-            "reference": "a",
-            "prediction": "a" if n <= 20 else "b",
-            "probabilities": {"a": 1.0},
-        }
+        {"lang": "en", "input": {"text": "x" * n}, "reference": "ab"[n % 2], "prediction": "ab"[n % 2] if n <= 20 else "c",
+         "probabilities": {"a": 0.3, "b": 0.3, "c": 0.3}, "baselines": {}}
         for n in range(1, 41)
-    ]
-    buckets = examples.length_buckets(rows)
-    assert [bucket["rows"] for bucket in buckets] == [10, 10, 10, 10]
-    assert [bucket["share"] for bucket in buckets] == [100, 100, 0, 0]
-    assert examples.length_buckets(rows[:1] * 9)[0] == {"low": 1, "high": 1, "rows": 9, "share": 100}
+    ]  # fmt: skip
+    found = scores(get_task("classification"), rows, seed=0)
+    assert [q["scores"]["macro_f1"]["value"] for q in found["by_length"]] == [100, 100, 0, 0]
+    assert [list(q["scores"]) for q in found["by_length"]] == 4 * [["macro_f1"]]
+
+
+def test_an_error_is_better_if_lower_and_keeps_its_unit(tmp_path: Path) -> None:
+    """A baseline with a fiftieth of another's error is the best one, and the model, better still, is not called worse."""
+
+    def score(value: float) -> dict:
+        return {"value": value, "low": 0.9 * value, "high": 1.1 * value, "higher_is_better": False}
+
+    report = _report("classification", 9) | {
+        "primary_metric": "rmse",
+        "scores": {"rmse": score(0.0392), "chrf": _score(41.7)},
+    }
+    report["baselines"] = {
+        name: {
+            "scores": {"rmse": score(value)},
+            "difference": {"value": -value, "low": -value, "high": -0.01, "p_value": 0.01},
+        }
+        for name, value in (("worse", 4.5), ("mean", 0.0825))
+    }
+    _write(
+        tmp_path / "r" / "numbers",
+        report | {"by_language": {}},
+        [_prediction_row("classification", n, random.Random(0)) for n in range(9)],
+    )
+    assert page.best_baseline(report)[0] == "mean"
+    text = _Page(_render(tmp_path / "r")).text
+    assert "In 1 of 1 evaluations the model is better than its best baseline" in text
+    assert "rmse in the unit of what is predicted" in text
+    assert "0.0392 [0.0353, 0.0431]" in text and "−0.0825 [−0.0825, −0.01]" in text
+    markdown = page.write_task_report(tmp_path / "r" / "numbers").read_text().replace("\\", "")
+    assert "| rmse | 0.0392 [0.0353, 0.0431] |" in markdown and "| chrF | 41.7 [39.2, 43.7] |" in markdown
+
+
+def test_runs_that_differ_in_their_seed_are_one_line_and_others_are_not(tmp_path: Path) -> None:
+    rows = [_prediction_row("ner", n, random.Random(0)) for n in range(9)]
+    for seed, value in ((0, 80.0), (1, 82.0), (2, 84.0)):
+        report = _report("ner", 9)
+        report["finetune"] |= {"seed": seed, "output": f"runs/{seed}"}
+        report["scores"]["entity_f1"]["value"] = value
+        report["model"]["fingerprint"] = str(seed)
+        _write(tmp_path / "r" / f"ner{seed}", report, rows)
+    report["finetune"] |= {"seed": 3, "epochs": 9}  # another system
+    _write(tmp_path / "r" / "other", report, rows)
+    html = _render(tmp_path / "r")
+    assert "82.0 ± 2.0" in html and "80.0, 82.0, 84.0" in html and "[77.0, 87.0]" in html  # t of 2 degrees is 4.30
+    markdown = (tmp_path / "r" / "index.md").read_text()
+    assert markdown.count("82.0 ± 2.0") == 1
+    [group] = page.seed_groups([page.read_report(place) for place in sorted((tmp_path / "r").glob("*/"))])
+    assert group["seeds"] == 3
+
+
+def test_fine_tuning_counts_once_and_sections_have_anchors_of_their_own(tmp_path: Path) -> None:
+    rows = [_prediction_row("ner", n, random.Random(0)) for n in range(9)]
+    for name in ("ner.v1", "ner v1"):
+        _write(tmp_path / "r" / name, _report("ner", 9), rows)
+    page_ = _Page(_render(tmp_path / "r"))
+    ids = [attrs["id"] for tag, attrs in page_.tags if tag == "section"]
+    assert sorted(ids) == ["ner-v1", "ner-v1-2", "showcase"]
+    assert {attrs["href"] for tag, attrs in page_.tags if tag == "a"} == {"#ner-v1", "#ner-v1-2"}
+    facts = re.search(r"minutes, all evaluations\s*([\d.]+)", page_.text)
+    assert float(facts[1]) == pytest.approx((110 + 2 * 28) / 60, abs=0.05)
+
+
+def test_an_ensemble_and_what_was_left_out_are_said(reports: Path) -> None:
+    report = json.loads((reports / "qa" / "report.json").read_text())
+    report["model"]["ensemble"] = ["runs/other/final", "runs/third/final"]
+    report["data"]["test"] |= {"unfinished": 4, "mended": 7}
+    report["warnings"] = ["f1: the tokenizer keeps nothing of 2 texts"]
+    report["by_language"]["zh"]["scores"]["cmrc_f1"] = _score(55.5)
+    (reports / "qa" / "report.json").write_text(json.dumps(report))
+    text = _Page(_render(reports)).text
+    markdown = page.write_task_report(reports / "qa").read_text().replace("\\", "")
+    for shown in (text, markdown):
+        assert "The mean of 3 models' answers is scored" in shown and "runs/third/final" in shown
+        assert "4 answers stopped at the greatest number of new tokens" in shown and "7 rows were mended" in shown
+        assert "Warning: f1: the tokenizer keeps nothing of 2 texts." in shown
+        assert "cmrc F1" in shown and "55.5 [53.0, 57.5]" in shown
 
 
 def test_entities_are_cut_out_of_their_sentence() -> None:

@@ -105,6 +105,16 @@ def test_an_earlier_component_s_entities_stay(models) -> None:
     assert len(nlp(TEXTS["en"][0]).ents) > 1
 
 
+def test_what_an_earlier_component_blocked_stays_without_an_entity(models) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("septet_ner", config={"model": str(models["ner"])})
+    found = next(iter(nlp(TEXTS["en"][0]).ents))
+    doc = nlp.make_doc(TEXTS["en"][0])
+    doc.set_ents([], blocked=[doc[found.start : found.end]])
+    doc = nlp.get_pipe("septet_ner")(doc)
+    assert doc.ents and not any(token.ent_type for token in doc[found.start : found.end])
+
+
 @pytest.mark.parametrize("lang", TEXTS)
 @pytest.mark.parametrize("name", ["classification", "multilabel"])
 def test_categories_are_the_recipe_s_probabilities(lang: str, name: str, models, tokenizer) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from septet.data.errors import UserError
 from septet.tasks.harness.metrics import FAMILIES, get
-from septet.tasks.harness.statistics import compare, interval, over_seeds, resample, smallest_difference
+from septet.tasks.harness.statistics import compare, interval, over_seeds, resample
 
 ACCURACY = get("qa", "exact_match")  # a mean of 0/1 over segments
 
@@ -90,16 +90,13 @@ def test_interval_is_corrected_for_the_bias_of_its_resamples():
     assert interval(np.full(50, 0.1 + 0.2), 0.3) == (0.1 + 0.2, 0.1 + 0.2)  # what rounds otherwise is the same
 
 
-def test_smallest_difference_is_that_of_a_known_spread():
+def test_the_detectable_difference_is_that_of_a_known_spread():
     correct = np.arange(1000) % 2 == 0  # a standard deviation of 0.5 a segment
     other = np.arange(1000) % 4 < 2  # right on half of the same segments: that of the difference is sqrt(1/2)
     spread = 100 / 1000**0.5 * 0.5**0.5 * (1.959964 + 0.841621)
-    assert smallest_difference(ACCURACY, rows(correct), resamples=4000) == pytest.approx(spread, rel=0.05)
-    assert smallest_difference(ACCURACY, rows(correct), rows(other), resamples=4000) == pytest.approx(spread, rel=0.05)
-    surer = smallest_difference(ACCURACY, rows(correct), power=0.95, resamples=4000)
-    assert surer == pytest.approx(spread * (1.959964 + 1.644854) / (1.959964 + 0.841621), rel=0.05)
-    detectable = compare(ACCURACY, rows(correct), rows(other))["detectable"]
-    assert detectable == smallest_difference(ACCURACY, rows(correct), rows(other))
+    assert compare(ACCURACY, rows(correct), rows(other), resamples=4000)["detectable"] == pytest.approx(
+        spread, rel=0.05
+    )
 
 
 def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():

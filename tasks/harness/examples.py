@@ -19,8 +19,8 @@ def badness(row: Mapping[str, Any]) -> tuple[float, str]:
 
     The measure follows from the row's shape, so that a new task needs no entry here. Tags: the number of wrong ones.
     A label (with `probabilities`): the probability given to a wrong one; several: how many are missing or too many.
-    Numbers: the distance. Answers (a list of accepted ones): 1 - F1 over the tokens of `metrics.answer_tokens`. Any
-    other text: 100 - sentence chrF (Popović 2015, as sacreBLEU computes it).
+    Numbers: the distance. Answers (a list of accepted ones): 0 for an exact match, else 1 - F1 and a hair more, since the
+    right words in another order are wrong. Any other text: 100 - sentence chrF (Popović 2015, as sacreBLEU computes it).
     """
     reference, prediction = row["reference"], row["prediction"]
     match _kind(row):
@@ -38,8 +38,8 @@ def badness(row: Mapping[str, Any]) -> tuple[float, str]:
         case "number":
             return abs(prediction - reference), f"{prediction - reference:+.3g}"
         case "answer":
-            f1 = max(_token_f1(prediction, answer, row["lang"]) for answer in reference or [""])
-            return 1 - f1, f"F1 {100 * f1:.0f}"
+            match, f1 = _answer_scores(prediction, reference, row["lang"])
+            return (0.0, "right") if match else (max(1 - f1, 1e-9), f"no exact match, F1 {100 * f1:.0f}")
         case _:
             chrf = _chrf().sentence_score(prediction, [reference]).score
             return 100 - chrf, f"chrF {chrf:.1f}"
@@ -55,11 +55,10 @@ def _kind(row: Mapping[str, Any]) -> str:
     return "answer" if isinstance(row["reference"], list) else "text"
 
 
-def _token_f1(prediction: str, reference: str, language: str) -> float:
-    from septet.tasks.harness.metrics import answer_tokens  # it imports numpy
-    from septet.tasks.harness.metrics.qa import overlap_f1
+def _answer_scores(prediction: str, answers: Sequence[str], language: str) -> tuple[bool, float]:
+    from septet.tasks.harness.metrics.qa import answer_scores  # it imports numpy
 
-    return overlap_f1(*(answer_tokens(text, language) for text in (prediction, reference)))
+    return answer_scores(prediction, answers, language)
 
 
 @cache
@@ -83,29 +82,26 @@ def random_examples(
     return random.Random(seed).sample(list(rows), min(num_examples, len(rows)))
 
 
-def length_buckets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Share of right labels or answers by quartile of the input length in characters; empty for other tasks.
+def length_quarters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows in quarters by the length of their input in characters; fewer where many lengths are alike.
 
     Returns:
-        Rows {"low", "high" (characters, inclusive), "rows", "share" (0-100)}, the shortest first.
+        {"low", "high" (characters, inclusive), "members" (row numbers)}, the shortest first.
     """
-    if not rows or _kind(rows[0]) not in ("label", "labels", "answer"):
-        return []
-    lengths = [sum(len(text) for text in row["input"].values() if isinstance(text, str)) for row in rows]
+    lengths = [sum(_characters(value) for value in row["input"].values()) for row in rows]
     ordered = sorted(lengths)
     edges = sorted({ordered[len(ordered) * part // NUM_BUCKETS] for part in range(1, NUM_BUCKETS)} - {ordered[0]})
     members: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         members.setdefault(bisect.bisect_right(edges, length), []).append(index)
     return [
-        {
-            "low": min(lengths[i] for i in bucket),
-            "high": max(lengths[i] for i in bucket),
-            "rows": len(bucket),
-            "share": 100 * sum(badness(rows[i])[0] == 0 for i in bucket) / len(bucket),
-        }
-        for _, bucket in sorted(members.items())
+        {"low": min(lengths[i] for i in part), "high": max(lengths[i] for i in part), "members": part}
+        for _, part in sorted(members.items())
     ]
+
+
+def _characters(value: Any) -> int:
+    return sum(map(_characters, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
 
 
 def segments(value: Any, tokens: Sequence[str] | None = None, language: str = "") -> list[tuple[str, str | None]]:

@@ -206,7 +206,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         save_total_limit=1,
         load_best_model_at_end=config.early_stopping > 0,
         metric_for_best_model=f"eval_{task.primary_metric}" if task.scored_while_training else "eval_loss",
-        greater_is_better=task.scored_while_training,
+        greater_is_better=task.validation_rises,
         logging_steps=max(1, steps // 100),
         bf16=config.mixed_precision == "bf16",
         gradient_checkpointing=config.activation_checkpointing,

@@ -44,6 +44,7 @@ class GenerationTask(Task):
         answer_room = config.max_position_embeddings // 2
         for example in examples:
             answer = tokenizer(self.target(example), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            too_long = len(answer) >= answer_room
             answer = [*answer[: answer_room - 1], tokenizer.eos_token_id]
             room = config.max_position_embeddings - len(answer) - 3
             prompt, cut = self.prompt_ids(self.source(example), tokenizer, room)
@@ -52,7 +53,7 @@ class GenerationTask(Task):
                     "input_ids": prompt + answer,
                     "labels": [-100] * len(prompt) + answer,
                     "prefix_lengths": len(prompt),
-                    "truncated": cut,
+                    "truncated": cut or too_long,
                 }
             )
         return features

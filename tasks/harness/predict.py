@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,8 +72,8 @@ def run(config: EvaluateConfig) -> Path:
     from septet.tasks.harness.contamination import in_corpus, in_train
     from septet.tasks.harness.finetune import check_tokenizer, read_run
     from septet.tasks.harness.generation import DECODING
-    from septet.tasks.harness.report import write_task_report
-    from septet.tasks.harness.task import Reading, Task, get_task, has_split, read_examples, split_file
+    from septet.tasks.harness.report import score_text, write_task_report
+    from septet.tasks.harness.task import Reading, Task, digest, get_task, has_split, read_examples, split_file
 
     task = get_task(config.task)
     folders = [require_model_folder(folder) for folder in (config.model, *config.ensemble)]
@@ -174,9 +176,11 @@ def run(config: EvaluateConfig) -> Path:
                 "train": {**trained_on, "rows": len(train)},
                 "test": {
                     "path": shown_path(place),
-                    "sha256": fingerprint(Path(place)) if is_local else "",
+                    "sha256": fingerprint(Path(place)) if is_local else digest(examples),
                     "rows": len(rows),
                     "truncated": sum(row["truncated"] for row in rows),
+                    "unfinished": sum(not row.get("ended", True) for row in rows),
+                    "mended": sum(example.mended for example in examples),
                     "in_train": in_train(train, examples),
                     **({"in_corpus": in_corpus(inputs["test"], config.corpus, len(rows))} if config.corpus else {}),
                 },
@@ -204,12 +208,12 @@ def run(config: EvaluateConfig) -> Path:
         out.counts.update(rows=len(rows))
     main = report["scores"][task.primary_metric]
     beside = "; ".join(
-        f"{name} {baseline['scores'][task.primary_metric]['value']:.1f}"
+        f"{name} {score_text(baseline['scores'][task.primary_metric]).split(' ')[0]}"
         for name, baseline in report["baselines"].items()
     )
     print(
-        f"evaluate {task.name}: {task.primary_metric} {main['value']:.1f} [{main['low']:.1f}, {main['high']:.1f}] "
-        f"on {len(rows):,} rows ({beside}); {config.output / 'report.md'}",
+        f"evaluate {task.name}: {task.primary_metric} {score_text(main)} on {len(rows):,} rows ({beside}); "
+        f"{config.output / 'report.md'}",
         flush=True,
     )
     return config.output
@@ -218,41 +222,62 @@ def run(config: EvaluateConfig) -> Path:
 def scores(task: Any, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """The scored parts of a report, from the rows of predictions.jsonl alone."""
     from septet.tasks.harness import metrics
-    from septet.tasks.metrics import load
+    from septet.tasks.harness.examples import length_quarters
 
-    family = task.family
+    family, leading = task.family, (metrics.get(task.family, task.primary_metric),)
     predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     languages = [row["lang"] for row in rows]
-    found = metrics.compute(family, predictions, references, languages, seed=seed)
-    if task.metric_module:
-        # The headline is what the published `evaluate` module gives; the bootstrap must stand around the same number.
-        module = load(task.metric_module).compute(predictions=predictions, references=references, languages=languages)
-        headline = module[task.primary_metric]
-        if abs(headline - found[task.primary_metric]["value"]) > 1e-6:
-            raise RuntimeError(
-                f"{task.primary_metric}: {headline} by the evaluate module, {found[task.primary_metric]}"
-            )
-    baselines = {}
-    for name in rows[0]["baselines"]:
-        theirs = [row["baselines"][name] for row in rows]
-        baselines[name] = {
-            "scores": metrics.compute(family, theirs, references, languages, seed=seed),
-            "difference": metrics.difference(
+
+    def part(of: Any, members: list[int], given: list[Any] = predictions) -> dict[str, Any]:
+        chosen = ([values[i] for i in members] for values in (given, references, languages))
+        return metrics.compute(of, *chosen, seed=seed)
+
+    everything = list(range(len(rows)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = part(family, everything)
+    said = list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning))
+    for message in said:
+        print(f"evaluate {task.name}: {message}", file=sys.stderr, flush=True)
+    with warnings.catch_warnings():  # what follows scores the same rows again, or baselines
+        warnings.simplefilter("ignore", UserWarning)
+        if task.metric_module:
+            _require_same(task, found, predictions, references, languages)
+        baselines = {}
+        for name in rows[0]["baselines"]:
+            theirs = [row["baselines"][name] for row in rows]
+            difference = metrics.difference(
                 family, task.primary_metric, predictions, theirs, references, languages, seed=seed
-            ),
-        }
-    by_language = {}
-    for lang in sorted(set(languages)):
-        mine = [i for i, other in enumerate(languages) if other == lang]
-        of_language = [predictions[i] for i in mine], [references[i] for i in mine]
-        by_language[lang] = {"rows": len(mine), "scores": metrics.compute(family, *of_language, lang, seed=seed)}
+            )
+            baselines[name] = {"scores": part(family, everything, theirs), "difference": difference}
+        by_language = {}
+        for lang in sorted(set(languages)):
+            members = [i for i in everything if languages[i] == lang]
+            by_language[lang] = {"rows": len(members), "scores": part(family, members)}
+        by_length = [
+            {"low": q["low"], "high": q["high"], "rows": len(q["members"]), "scores": part(leading, q["members"])}
+            for q in length_quarters(rows)
+        ]
+        tables = task.tables(rows)
     return {
         "primary_metric": task.primary_metric,
         "scores": found,
         "baselines": baselines,
         "by_language": by_language,
-        **task.tables(rows),
+        "by_length": by_length,
+        "warnings": said,
+        **tables,
     }
+
+
+def _require_same(task: Any, found: dict[str, Any], predictions: list, references: list, languages: list) -> None:
+    """The headline is what the published `evaluate` module gives; the bootstrap must stand around the same number."""
+    from septet.tasks.metrics import load
+
+    module = load(task.metric_module).compute(predictions=predictions, references=references, languages=languages)
+    headline, ours = module[task.primary_metric], found[task.primary_metric]["value"]
+    if abs(headline - ours) > 1e-6:
+        raise RuntimeError(f"{task.primary_metric}: {headline} by the evaluate module, {ours} here")
 
 
 def baseline_predictions(task: Any, train: list[Any], test: list[Any]) -> dict[str, list[Any]]:

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from septet.data.errors import UserError, run_cli
 from septet.data.manifest import read_json
-from septet.tasks.harness.examples import length_buckets, random_examples, shown_example, worst_examples
+from septet.tasks.harness.examples import random_examples, shown_example, worst_examples
 
 MAX_CONFUSION_LABELS = 30  # cells stay readable; the whole matrix is in report.json
 MAX_CURVE_POINTS = 400  # about one a pixel of a picture's width
@@ -47,6 +48,8 @@ _EMPTY: dict[str, Any] = {
     "finetune": {},
     "baselines": {},
     "by_language": {},
+    "by_length": [],
+    "warnings": [],
     "classes": [],
     "confusion": None,
     "curves": {},
@@ -134,15 +137,26 @@ def _read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
 # -- numbers in words -------------------------------------------------------------------------------------------------
 
 
-def _number(value: float | None, sign: bool = False) -> str:
+def _number(value: float | None, sign: bool = False, error: bool = False) -> str:
+    """One decimal; of an error, whose unit may be any, three digits."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:{'+' if sign else ''}.1f}".replace("-", "−")
+    return f"{value:{'+' if sign else ''}{'.3g' if error else '.1f'}}".replace("-", "−")
 
 
-def _interval(score: Mapping[str, Any], sign: bool = False) -> str:
-    """`41.2 [39.0, 43.1]`: a value with its 95 % interval."""
-    value, low, high = (_number(score.get(key), sign) for key in ("value", "low", "high"))
+def _is_error(score: Mapping[str, Any]) -> bool:
+    """Whether a score is an error (mae, rmse): better if lower, in the unit of what was predicted, not 0 to 100."""
+    return not score.get("higher_is_better", True)
+
+
+def score_text(score: Mapping[str, Any], sign: bool = False, error: bool = False) -> str:
+    """`41.2 [39.0, 43.1]`: a value with its 95 % interval.
+
+    Args:
+        score: {"value", "low", "high"}; an error says so itself, the difference of two errors by `error`.
+    """
+    error = error or _is_error(score)
+    value, low, high = (_number(score.get(key), sign, error) for key in ("value", "low", "high"))
     return value if low == "–" else f"{value} [{low}, {high}]"
 
 
@@ -179,27 +193,32 @@ def _plain(value: Any) -> str:
 
 
 def best_baseline(report: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """The name and the content of the baseline with the highest primary score; None if there is none."""
+    """The name and the content of the baseline with the best primary score; None if there is none."""
     metric = report["primary_metric"]
     known = [item for item in report["baselines"].items() if metric in item[1].get("scores", {})]
-    return max(known, key=lambda item: item[1]["scores"][metric]["value"], default=None)
+    best = min if _is_error(report["scores"][metric]) else max
+    return best(known, key=lambda item: item[1]["scores"][metric]["value"], default=None)
 
 
 def _summary(report: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the table over all tasks, numbers already in words."""
     name, baseline = best_baseline(report) or ("", {"scores": {}})
     difference = baseline.get("difference") or {}
+    score = report["scores"][report["primary_metric"]]
     low, high = difference.get("low"), difference.get("high")
+    is_higher, is_lower = low is not None and low > 0, high is not None and high < 0
+    is_better, is_worse = (is_lower, is_higher) if _is_error(score) else (is_higher, is_lower)
+    baseline_value = baseline["scores"].get(report["primary_metric"], {}).get("value")
     return {
         "title": report["title"],
         "synthetic": report["synthetic"],
         "languages": ", ".join(report["languages"]),
         "metric": _metric(report["primary_metric"]),
-        "score": _interval(report["scores"][report["primary_metric"]]),
+        "score": score_text(score),
         "baseline": name,
-        "baseline_score": _number(baseline["scores"].get(report["primary_metric"], {}).get("value")),
-        "difference": _interval(difference, sign=True),
-        "verdict": "above" if low is not None and low > 0 else "below" if high is not None and high < 0 else "unclear",
+        "baseline_score": _number(baseline_value, error=_is_error(score)),
+        "difference": score_text(difference, sign=True, error=_is_error(score)),
+        "verdict": "better" if is_better else "worse" if is_worse else "unclear",
         "p_value": _p_value(difference.get("p_value")),
         "rows": _count((report["data"].get("test") or {}).get("rows")),
         "minutes": f"{_minutes(report):.1f}",
@@ -283,6 +302,7 @@ def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
             ),
             ("parameters", _count(model.get("num_parameters"))),
             ("fingerprint", _plain(model.get("fingerprint", "–"))),
+            *(("ensemble with", _plain(member)) for member in model.get("ensemble", ())),
         ],
     }
     for split, part in data.items():
@@ -310,18 +330,25 @@ def _left_out(report: Mapping[str, Any]) -> str:
     test = report["data"].get("test") or {}
     rows, truncated, in_train = (_count(test.get(key)) for key in ("rows", "truncated", "in_train"))
     line = f"{rows} test rows; truncated to the model's context: {truncated}; also in train, to the letter: {in_train}."
+    if members := report["model"].get("ensemble"):
+        line += f" The mean of {len(members) + 1} models' answers is scored (--ensemble)."
+    if unfinished := test.get("unfinished"):
+        line += f" {_count(unfinished)} answers stopped at the greatest number of new tokens, unfinished."
+    if mended := test.get("mended"):
+        line += f" {_count(mended)} rows were mended as the recipe says."
     if found := test.get("in_corpus"):
         line += (
             f" A piece of {_count(found['rows_found'])} stands in the pre-training corpus, of "
             f"{_count(found['rows_checked'])} that are long enough to tell."
         )
     _, baseline = best_baseline(report) or ("", {})
+    error = _is_error(report["scores"][report["primary_metric"]])
     if detectable := (baseline.get("difference") or {}).get("detectable"):
         line += (
-            f" A paired test on these rows finds a difference from the best baseline of {_number(detectable)} or more in "
-            "four cases of five."
+            f" A paired test on these rows finds a difference from the best baseline of {_number(detectable, error=error)} or "
+            "more in four cases of five."
         )
-    return line
+    return " ".join([line, *(f"Warning: {message}." for message in report["warnings"])])
 
 
 _SYNTHETIC = (
@@ -335,20 +362,33 @@ def _classes_heading(report: Mapping[str, Any]) -> str:
 
 
 def _languages_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    metrics = list(report["scores"])
+    # A metric may apply to one language alone, such as CMRC's to Chinese.
+    metrics = list(
+        dict.fromkeys([*report["scores"], *(m for p in report["by_language"].values() for m in p["scores"])])
+    )
     rows = []
     for language, part in report["by_language"].items():
-        scores = [_interval(part["scores"][metric]) if metric in part["scores"] else "–" for metric in metrics]
+        scores = [score_text(part["scores"][metric]) if metric in part["scores"] else "–" for metric in metrics]
         rows.append((language, _count(part["rows"]), *scores))
     return ["language", "rows", *map(_metric, metrics)], rows
 
 
 def _classes_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    columns = ("precision", "recall", "f1")
+    columns = ["precision", "recall", "f1", *(["partial_f1"] if "partial_f1" in report["classes"][0] else [])]
     rows = [
         (_plain(c["label"]), *(_number(c[key]) for key in columns), _count(c["support"])) for c in report["classes"]
     ]
-    return ["class" if report["confusion"] else "entity", "precision", "recall", "F1", "support"], rows
+    return ["class" if report["confusion"] else "entity", *map(_metric, columns), "support"], rows
+
+
+def _lengths_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    metric = report["primary_metric"]
+    rows = [
+        (f"{q['low']:,}–{q['high']:,}", _count(q["rows"]), score_text(q["scores"][metric]))
+        for q in report["by_length"]
+        if metric in q["scores"]
+    ]
+    return ["characters", "rows", f"{_metric(metric)} [95 %]"], rows
 
 
 def _calibration_line(calibration: Mapping[str, Any]) -> str:
@@ -371,15 +411,16 @@ def _task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
     if report["synthetic"]:
         parts.append(f"**Synthetic data.** {_SYNTHETIC}\n")
     parts += [_left_out(report) + "\n", "## Scores\n"]
-    scores = [(_metric(m), _interval(s), s.get("signature", "")) for m, s in report["scores"].items()]
+    scores = [(_metric(m), score_text(s), s.get("signature", "")) for m, s in report["scores"].items()]
     parts.append(_md_table(["metric", "score [95 %]", "signature"], scores))
     if report["baselines"]:
         metrics = list(report["scores"])
         lines = []
         for name, baseline in report["baselines"].items():
             difference, cells = baseline.get("difference") or {}, baseline.get("scores", {})
-            values = [_interval(cells[m]) if m in cells else "–" for m in metrics]
-            lines.append((name, *values, _interval(difference, sign=True), _p_value(difference.get("p_value"))))
+            values = [score_text(cells[m]) if m in cells else "–" for m in metrics]
+            shown = score_text(difference, sign=True, error=_is_error(report["scores"][report["primary_metric"]]))
+            lines.append((name, *values, shown, _p_value(difference.get("p_value"))))
         primary = _metric(report["primary_metric"])
         header = ["baseline", *map(_metric, metrics), f"model minus baseline ({primary})", "p"]
         parts += ["## Baselines\n", _md_table([_md(h) for h in header], lines)]
@@ -390,10 +431,10 @@ def _task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
         parts += [f"## Calibration\n\n{_calibration_line(calibration)}\n", _md_table(*_calibration_table(calibration))]
     if report["classes"]:
         header, lines = _classes_table(report)
-        parts += [f"## {_classes_heading(report)}\n", _md_table(header, lines)]
-    if buckets := length_buckets(rows):
-        lines = [(f"{b['low']}–{b['high']}", _count(b["rows"]), _number(b["share"])) for b in buckets]
-        parts += ["## By input length\n", _md_table(["characters", "rows", "right, %"], lines)]
+        parts += [f"## {_classes_heading(report)}\n", _md_table([_md(h) for h in header], lines)]
+    if report["by_length"]:
+        header, lines = _lengths_table(report)
+        parts += ["## By input length, in quarters of the rows\n", _md_table([_md(h) for h in header], lines)]
     if report["showcase"]:
         parts += ["## Showcase\n", _showcase_md(report["showcase"])]
     parts += ["## Worst examples\n", _examples_md(worst_examples(rows))]
@@ -512,8 +553,8 @@ def _pretraining(run: Path) -> dict[str, Any]:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def _bars(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores and baselines of every metric on one scale from 0, as the page draws them."""
+def _bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Scores and baselines of every metric as the page draws them: percentages on one scale from 0, each error on its own."""
     groups = []
     for metric, score in report["scores"].items():
         bars = [("model", score)]
@@ -521,21 +562,30 @@ def _bars(report: Mapping[str, Any]) -> dict[str, Any]:
             (name, b["scores"][metric]) for name, b in report["baselines"].items() if metric in b.get("scores", {})
         ]
         groups.append({"metric": _metric(metric), "signature": score.get("signature", ""), "bars": bars})
-    highest = max(s.get("high") or s["value"] for group in groups for _, s in group["bars"])
-    limit = next((limit for limit in (10, 25, 50, 100) if highest <= limit), highest)
+        groups[-1]["error"] = _is_error(score)
+    percentages = [group for group in groups if not group["error"]]
+    shared = next((limit for limit in (10, 25, 50, 100) if _highest(percentages) <= limit), _highest(percentages))
     for group in groups:
+        limit = _highest([group]) if group["error"] else shared
+        group["axis"] = (f"{limit / 2:.3g}", f"{limit:.3g}") if group["error"] or group is percentages[-1] else None
         group["bars"] = [_bar(name, score, limit) for name, score in group["bars"]]
-    return {"limit": f"{limit:g}", "middle": f"{limit / 2:g}", "groups": groups}
+    return groups
+
+
+def _highest(groups: Iterable[Mapping[str, Any]]) -> float:
+    return max((s.get("high") or s["value"] for group in groups for _, s in group["bars"]), default=0.0)
 
 
 def _bar(name: str, score: Mapping[str, Any], limit: float) -> dict[str, Any]:
     value = score["value"]
     low, high = (value if score.get(key) is None else score[key] for key in ("low", "high"))
-    width, left, right = (min(max(100 * number / limit, 0.0), 100.0) for number in (value, low, high))
+    width, left, right = (
+        min(max(100 * number / limit, 0.0), 100.0) if limit > 0 else 0.0 for number in (value, low, high)
+    )
     return {
         "name": name,
-        "text": _number(value),
-        "interval": _interval(score),
+        "text": _number(value, error=_is_error(score)),
+        "interval": score_text(score),
         "width": f"{width:.2f}",
         "low": f"{left:.2f}",
         "span": f"{right - left:.2f}",
@@ -563,7 +613,6 @@ def _section(directory: Path) -> dict[str, Any]:
     report, rows = read_report(directory), read_predictions(directory)
     curves = {name.replace("_", " "): curve for name, curve in report["curves"].items() if curve}
     return {
-        "slug": re.sub(r"[^\w-]+", "-", directory.name),
         "report": report,
         "summary": _summary(report),
         "bars": _bars(report),
@@ -577,7 +626,7 @@ def _section(directory: Path) -> dict[str, Any]:
         "classes": _classes_table(report) if report["classes"] else None,
         "classes_heading": _classes_heading(report),
         "confusion": _confusion(report),
-        "buckets": length_buckets(rows),
+        "lengths": _lengths_table(report) if report["by_length"] else None,
         "worst": [shown_example(row) for row in worst_examples(rows)],
         "random": [shown_example(row) for row in random_examples(rows, report["seed"])],
         "left_out": _left_out(report),
@@ -592,6 +641,16 @@ def _order(directory: Path) -> tuple[int, str]:
     return (_TASK_ORDER.index(task) if task in _TASK_ORDER else len(_TASK_ORDER), directory.name)
 
 
+def _distinct_slugs(names: Sequence[str]) -> list[str]:
+    """Anchors of the page: the names without what an anchor cannot hold, numbered where that makes two alike."""
+    slugs: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w-]+", "-", name)
+        numbered = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))
+        slugs.append(next(slug for slug in numbered if slug not in (*slugs, "showcase", "pretraining", "seeds")))
+    return slugs
+
+
 def _distinct(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(value for value in values if value)) or "–"
 
@@ -603,11 +662,62 @@ def _model_name(report: Mapping[str, Any]) -> str:
 
 
 def _verdict(reports: Sequence[Mapping[str, Any]]) -> str:
-    above = sum(_summary(report)["verdict"] == "above" for report in reports)
+    better = sum(_summary(report)["verdict"] == "better" for report in reports)
+    errors = sorted({name for report in reports for name, score in report["scores"].items() if _is_error(score)})
     return (
-        f"In {above} of {len(reports)} evaluations the model is above its best baseline: there the 95 % interval of the "
-        "difference lies above zero. Scores run from 0 to 100."
+        f"In {better} of {len(reports)} evaluations the model is better than its best baseline: there the 95 % interval of "
+        "the difference lies on the better side of zero. Scores run from 0 to 100"
+        + (f", {' and '.join(errors)} in the unit of what is predicted, lower being better." if errors else ".")
     )
+
+
+def _minutes_of_all(reports: Sequence[Mapping[str, Any]]) -> float:
+    """Minutes of all evaluations; the fine-tuning of a model that several of them score counts once."""
+    finetuned = {r["model"].get("fingerprint", n): r["seconds"].get("finetune", 0.0) for n, r in enumerate(reports)}
+    others = sum(seconds for r in reports for stage, seconds in r["seconds"].items() if stage != "finetune")
+    return (sum(finetuned.values()) + others) / 60
+
+
+def seed_groups(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluations that differ in the seed of their fine-tuning alone, as one system each.
+
+    Returns:
+        {"title", "metric", "values" (of each seed), and what `statistics.over_seeds` gives of them}.
+    """
+    from septet.tasks.harness.statistics import over_seeds
+
+    groups: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    for report in reports:
+        settings = {k: v for k, v in report["finetune"].items() if k not in ("seed", "output", "resume")}
+        test = (report["data"].get("test") or {}).get("sha256")
+        if test and "seed" in report["finetune"] and not report["folds"] and not report["model"].get("ensemble"):
+            key = json.dumps([report["task"], test, settings], sort_keys=True, default=str)
+            groups.setdefault(key, {})[report["finetune"]["seed"]] = report
+    found = []
+    for group in groups.values():
+        if len(group) > 1:
+            first, metric = next(iter(group.values())), next(iter(group.values()))["primary_metric"]
+            values = [group[seed]["scores"][metric]["value"] for seed in sorted(group)]
+            found.append({"title": first["title"], "metric": metric, "values": values, **over_seeds(values)})
+            found[-1]["error"] = _is_error(first["scores"][metric])
+    return found
+
+
+def _seeds_table(reports: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    rows = []
+    for g in seed_groups(reports):
+        mean, sd, low, high = (_number(g[key], error=g["error"]) for key in ("mean", "sd", "low", "high"))
+        values = ", ".join(_number(value, error=g["error"]) for value in g["values"])
+        rows.append(
+            (g["title"], _count(g["seeds"]), _metric(g["metric"]), f"{mean} ± {sd}", f"[{low}, {high}]", values)
+        )
+    return ["task", "seeds", "metric", "mean ± standard deviation", "mean, 95 %", "each seed"], rows
+
+
+_SEEDS = (
+    "Runs that differ in the seed of their fine-tuning alone. The interval is that of the mean over seeds (Student's t): it "
+    "says how training varies; how the test set does is in each score's own interval."
+)
 
 
 def _index_markdown(
@@ -621,8 +731,11 @@ def _index_markdown(
         parts += ["## Showcase\n", "Whatever the model says, right or wrong.\n", _showcase_md(showcase)]
     if pretraining:
         parts += ["## Pre-training\n", _md_table(["", ""], pretraining["facts"])]
+    header, lines = _seeds_table(reports)
+    if lines:
+        parts += ["## Over seeds\n", _SEEDS + "\n", _md_table(header, lines)]
     parts.append("## Single reports\n")
-    parts.append("\n".join(f"- [{_md(r['title'])}](<{link}>)" for r, link in zip(reports, links, strict=True)) + "\n")
+    parts.append("\n".join(f"- [{_md(r['title'])}]({link})" for r, link in zip(reports, links, strict=True)) + "\n")
     return "\n".join(parts)
 
 
@@ -641,7 +754,8 @@ def run(config: ReportConfig) -> Path:
         )
     output = config.output or config.reports
     directories.sort(key=_order)
-    sections = [_section(directory) for directory in directories]
+    slugs = _distinct_slugs([directory.name for directory in directories])
+    sections = [{**_section(directory), "slug": slug} for directory, slug in zip(directories, slugs, strict=True)]
     reports = [section["report"] for section in sections]
     pretraining = _pretraining(config.run) if config.run else None
     models = _distinct(_model_name(report) for report in reports)
@@ -666,9 +780,11 @@ def run(config: ReportConfig) -> Path:
         languages=_distinct(language for report in reports for language in report["languages"]),
         hardware=_distinct(_plain(report["hardware"]) for report in reports),
         code=_distinct(_plain(report["code_version"]) for report in reports),
-        minutes=f"{sum(map(_minutes, reports)):.1f}",
+        minutes=f"{_minutes_of_all(reports):.1f}",
+        seeds=_seeds_table(reports),
+        seeds_line=_SEEDS,
     )
-    links = [os.path.relpath(directory / "report.md", output) for directory in directories]
+    links = [quote(Path(os.path.relpath(directory / "report.md", output)).as_posix()) for directory in directories]
     _write_text(output / "index.md", _index_markdown(sections, links, pretraining))
     _write_text(output / "index.html", page)
     print(f"report: {len(sections)} evaluations -> {output / 'index.html'}", flush=True)

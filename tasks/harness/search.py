@@ -74,7 +74,7 @@ def run(config: SearchConfig) -> Path:
         study_name=config.task,
         storage=storage,
         load_if_exists=True,
-        direction="maximize" if task.scored_while_training else "minimize",
+        direction="maximize" if task.validation_rises else "minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
         if config.prune
         else optuna.pruners.NopPruner(),
@@ -248,7 +248,7 @@ def write_page(config: SearchConfig, study: Any, output: Path) -> Path:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     names = sorted({name for t in study.trials for name in t.params})
-    order = sorted(study.trials, key=lambda t: (t.value is None, -(t.value or 0.0) if task.scored_while_training else t.value or 0.0))  # fmt: skip
+    order = sorted(study.trials, key=lambda t: (t.value is None, -(t.value or 0.0) if task.validation_rises else t.value or 0.0))  # fmt: skip
     trials = [
         {
             "number": t.number,

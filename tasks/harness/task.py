@@ -7,7 +7,9 @@ derive from: `Task` itself, `harness.generation.GenerationTask` for text in, tex
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -31,6 +33,8 @@ class Example:
     reference: Any
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     """what only training needs, such as where an answer starts"""
+    mended: bool = False
+    """whether the row was read otherwise than it is written, by a rule of the recipe's; the report counts them"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,13 @@ class Task:
     def family(self) -> Any:
         """What harness.metrics scores it by."""
         return self.name if self.metrics is None else self.metrics
+
+    @property
+    def validation_rises(self) -> bool:
+        """Whether a better model has a higher validation score, and not a lower error or loss."""
+        from septet.tasks.harness import metrics
+
+        return self.scored_while_training and metrics.get(self.family, self.primary_metric).higher_is_better
 
     # ---- rows
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
@@ -236,6 +247,15 @@ def read_examples(
             message = f"a row without {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{place}, row {number + 1}: {message}; mend the row, or leave it out") from error
     return examples
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """SHA-256 of what was read, for sets that are no file here."""
+    found = hashlib.sha256()
+    for e in examples:
+        line = json.dumps([e.id, e.lang, e.input, e.reference], ensure_ascii=False, sort_keys=True)
+        found.update(f"{line}\n".encode())
+    return found.hexdigest()
 
 
 def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:

@@ -139,7 +139,13 @@ def _report_folders(reports: tuple[Path, ...], model: Path) -> dict[str, Path]:
         if name in places:
             raise UserError(f"--reports {place}: a second report called {name!r}; rename one of the two folders")
         places[name] = Path(place)
-        was, digest = read_report(place)["model"].get("fingerprint"), fingerprint(model)
+        report = read_report(place)
+        was, digest = report["model"].get("fingerprint"), fingerprint(model)
+        several = "the folds of a cross-validation" if report["folds"] else "an ensemble"
+        if report["folds"] or report["model"].get("ensemble"):
+            raise UserError(
+                f"--reports {place}: scores {several}, not {model} alone; evaluate the folder that is to be published"
+            )
         if was != digest:
             raise UserError(
                 f"--reports {place}: is on another model (fingerprint {str(was)[:12]}, {model} has {digest[:12]}); "

@@ -70,7 +70,7 @@ class Component:
 
 
 class EntityComponent(Component):
-    """Entities; the ones that an earlier component found stay, and what overlaps them is left out."""
+    """Entities; the ones that an earlier component found or blocked stay, and what overlaps them is left out."""
 
     recipes = {None: "ner"}
 
@@ -91,7 +91,8 @@ class EntityComponent(Component):
             doc.char_span(units[first][0], units[end - 1][1], label=kind, alignment_mode="expand")
             for kind, first, end in sorted(entities(answer["prediction"]), key=lambda entity: entity[1])
         ]
-        free = [span for span in spans if not any(token.ent_type for token in span)]
+        # What an earlier component has named, or blocked (spaCy: a B without a type), is left alone.
+        free = [span for span in spans if not any(token.ent_type or token.ent_iob_ == "B" for token in span)]
         doc.ents = [*doc.ents, *filter_spans(free)]
 
 

@@ -73,7 +73,7 @@ def compute(
         languages: of each segment's *reference*, or one for all.
 
     Returns:
-        {metric: {"value", "low", "high", "signature"}}.
+        {metric: {"value", "low", "high", "signature"}}; an error also has {"higher_is_better": False}.
 
     Raises:
         UserError: numbers of rows differ, there are none, a language or family is unknown, a row lacks its prediction or
@@ -89,6 +89,8 @@ def compute(
         low, high = interval(metric.aggregate(resampled[metric.statistics]), value)
         signature = metric.signature(references, languages)
         scores[metric.name] = {"value": value, "low": low, "high": high, "signature": signature}
+        if not metric.higher_is_better:
+            scores[metric.name]["higher_is_better"] = False
     return scores
 
 

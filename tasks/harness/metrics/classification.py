@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from septet.data.errors import UserError
-from septet.tasks.harness.metrics.core import Metric, fixed, mean_of, ratio, require_texts
+from septet.tasks.harness.metrics.core import Metric, fixed, is_list, mean_of, ratio, require_texts
 
 NUM_BINS = 15  # Guo et al. 2017
 
@@ -115,7 +115,7 @@ def _label_set_statistics(
     """(num_segments, 3 * num_labels + 2): as for one label; then whether the two sets are equal, and the constant 1."""
     for what, rows in (("predicted", predictions), ("reference", references)):
         for row, labels in enumerate(rows):
-            if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
+            if not is_list(labels, str):
                 raise UserError(f"row {row}: the {what} labels are {labels!r}; they must be a list of strings")
     columns = {
         label: c for c, label in enumerate(sorted({x for rows in (predictions, references) for s in rows for x in s}))
@@ -133,6 +133,10 @@ def _of_label_sets(aggregate: Callable[[np.ndarray], np.ndarray]) -> Callable[[n
 
 
 # ---- probabilities
+
+
+def _is_probability(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def calibration(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def calibration(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     confidence, right, brier = (np.empty(len(rows)) for _ in range(3))
     for number, row in enumerate(rows):
         given = row.get("probabilities")
-        if not given or row["prediction"] not in given or not all(0 <= p <= 1 for p in given.values()):
+        if not given or row["prediction"] not in given or not all(map(_is_probability, given.values())):
             raise UserError(
                 f"row {number}: its probabilities are {given!r}; there must be one of 0 to 1 for every label; evaluate again"
             )

@@ -63,11 +63,18 @@ def reference_lists(references: Sequence[Any]) -> list[list[str]]:
     Raises:
         UserError: a segment has none, or one that is blank or not text: whatever is predicted would score 0.
     """
-    lists = [[given] if isinstance(given, str) else list(given or ()) for given in references]
-    for row, texts in enumerate(lists):
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"row {row}: the reference is {references[row]!r}; it must hold text; leave the row out")
+    lists = []
+    for row, given in enumerate(references):
+        texts = [given] if isinstance(given, str) else given
+        if not is_list(texts, str) or not texts or not all(text.strip() for text in texts):
+            raise UserError(f"row {row}: the reference is {given!r}; it must hold text; leave the row out")
+        lists.append(list(texts))
     return lists
+
+
+def is_list(value: Any, kind: type) -> bool:
+    """Whether a value from outside is a list (or tuple) of nothing but `kind`."""
+    return isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
 
 
 def warn(message: str) -> None:

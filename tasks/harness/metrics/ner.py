@@ -65,12 +65,15 @@ def _of_both(
                 f"row {row}: {len(predicted)} predicted tags for {len(expected)} tokens; there must be one a token, "
                 "with O for tokens that were cut off"
             )
-    stray = [row for row, tags in enumerate(references) if _has_stray_inside(tags)]
-    if stray:
-        warn(
-            f"entities: {len(stray)} references, such as row {stray[0]}, hold an I- that continues nothing; by IOB2 it is no "
-            "entity, so that none can be found there; convert the tags from IOB1 (`septet.tasks.ner.as_iob2`)"
-        )
+    for what, sequences in (("references", references), ("predictions", predictions)):
+        stray = [row for row, tags in enumerate(sequences) if _has_stray_inside(tags)]
+        if stray:
+            warn(
+                f"entities: {len(stray)} {what}, such as row {stray[0]}, hold an I- that continues nothing; by IOB2 it is no "
+                "entity, so that none is found there; convert the tags from IOB1 (`septet.tasks.ner.as_iob2`)"
+            )
+    if all(tag == "O" for tags in references for tag in tags):
+        warn("entities: the references hold none at all, so that every score is 0 whatever is predicted")
     return [
         (entities(predicted), entities(expected)) for predicted, expected in zip(predictions, references, strict=True)
     ]

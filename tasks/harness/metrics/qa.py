@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from septet.data.errors import UserError
-from septet.tasks.harness.metrics.core import Metric, fixed, mean_of, require_texts, warn_of_dropped
+from septet.tasks.harness.metrics.core import Metric, fixed, is_list, mean_of, require_texts, warn_of_dropped
 from septet.tasks.harness.metrics.tokens import HAN
 
 _ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -68,19 +68,27 @@ def _answer_statistics(
     warn_of_dropped("exact_match and f1", (text for text, _ in tokens), tokens.values())
     statistics = np.zeros((len(references), 7))
     for row, (prediction, answers, language) in enumerate(zip(predictions, references, languages, strict=True)):
-        predicted = tokens[prediction, language]
-        accepted = [tokens[answer, language] for answer in answers if tokens[answer, language]] or [[]]
-        f1 = max(overlap_f1(predicted, answer) for answer in accepted)
-        statistics[row, :3] = predicted in accepted, f1, 1
+        match, f1 = _best_match(tokens[prediction, language], [tokens[answer, language] for answer in answers])
+        statistics[row, :3] = match, f1, 1
         statistics[row, 3:5] = (f1, 1) if answers else (0, 0)
         statistics[row, 5:] = (0, 0) if answers else (f1, 1)
     return statistics
 
 
+def answer_scores(prediction: str, answers: Sequence[str], language: str) -> tuple[bool, float]:
+    """Whether one answer matches one of the accepted ones exactly, and its F1 with the best of them, 0 to 1."""
+    return _best_match(answer_tokens(prediction, language), [answer_tokens(answer, language) for answer in answers])
+
+
+def _best_match(predicted: list[str], answers: Sequence[list[str]]) -> tuple[bool, float]:
+    accepted = [answer for answer in answers if answer] or [[]]
+    return predicted in accepted, max(overlap_f1(predicted, answer) for answer in accepted)
+
+
 def _require_answers(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     require_texts(predictions, "predicted answer")
     for row, answers in enumerate(references):
-        if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
+        if not is_list(answers, str):
             raise UserError(
                 f"row {row}: the answers are {answers!r}; they must be a list of texts, empty where there is none"
             )

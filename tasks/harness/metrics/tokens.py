@@ -10,7 +10,7 @@ _WORD = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
 # A sentence ends at a full-width mark, at . ! ? ; after a Chinese character (half-width typing), or at . ! ? … before white
 # space; closing quotes and brackets belong to it.
 _SENTENCE = re.compile(
-    rf".+?(?:[。！？；][」』”’）]*|(?<=[{HAN}])[.!?;]+|[.!?…]+(?:[\"'”’)\]]|\s?»)*(?=\s)|\Z)", re.DOTALL
+    rf".+?(?:[。！？；][」』”’）]*|(?<=[{HAN}])[.!?;]+|(?<![.!?…])[.!?…]+(?:[\"'”’)\]]|\s?»)*(?=\s)|\Z)", re.DOTALL
 )
 
 
