@@ -35,7 +35,8 @@ class GenerativeQuestionAnswering(GenerationTask):
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             raise ValueError(f"answers {answers!r}; they are SQuAD's {{text, answer_start}} or a list of texts")
         given = {"question": question, "context": context}
-        return Example(str(row["id"]), language(row, reading), given, list(answers))
+        kept = [answer for answer in answers if answer.strip()]  # some sets write "no answer" as an empty one
+        return Example(str(row["id"]), language(row, reading), given, kept, mended=len(kept) < len(answers))
 
     def source(self, example: Example) -> str:
         return f"{example.input['question']}\n{example.input['context']}"

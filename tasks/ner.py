@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from septet.data.errors import UserError
-from septet.tasks.harness.task import Defaults, Example, Reading, Task, language, padded_batches
+from septet.tasks.harness.task import Defaults, Example, Reading, Task, language, padded_batches, require_finite
 
 
 class NamedEntities(Task):
@@ -34,6 +34,9 @@ class NamedEntities(Task):
         tokens, tags = list(row[columns["tokens"]]), list(row[columns["ner_tags"]])
         if len(tokens) != len(tags):
             raise ValueError(f"{len(tokens)} tokens and {len(tags)} tags; there must be one tag a token")
+        for token in tokens:
+            if not isinstance(token, str):
+                raise ValueError(f"token {token!r}; tokens are strings")
         if not tokens:
             raise ValueError("no tokens; there must be at least one")
         for tag in tags:
@@ -113,7 +116,9 @@ class NamedEntities(Task):
         for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1, delay=1):
             batch = self.collate([{"input_ids": windows[i]["input_ids"]} for i in indices], tokenizer)
             with torch.no_grad():
-                best = model(**{k: v.to(model.device) for k, v in batch.items()}).logits.argmax(-1).tolist()
+                logits = model(**{k: v.to(model.device) for k, v in batch.items()}).logits
+            require_finite(logits)
+            best = logits.argmax(-1).tolist()
             for i, labels in zip(indices, best, strict=True):
                 window = windows[i]
                 seen = set()

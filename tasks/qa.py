@@ -17,7 +17,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from septet.data.errors import UserError
-from septet.tasks.harness.task import Defaults, Example, Reading, Task, language, padded_batches, text_of
+from septet.tasks.harness.task import (
+    Defaults,
+    Example,
+    Reading,
+    Task,
+    language,
+    padded_batches,
+    require_finite,
+    text_of,
+)
 
 MAX_ANSWER_TOKENS = 30
 CANDIDATES = 20  # first and last positions that are paired with each other
@@ -38,19 +47,36 @@ class QuestionAnswering(Task):
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
         question, context = text_of(row, columns["question"]), text_of(row, columns["context"])
         answers = row[columns["answers"]]
-        texts, starts = list(answers["text"]), list(answers["answer_start"])
-        if len(texts) != len(starts):
-            raise ValueError(f"{len(texts)} answers and {len(starts)} starts; each answer needs its start")
-        for text, start in zip(texts, starts, strict=True):
+        columns_of_squad = isinstance(answers, Mapping) and all(
+            isinstance(answers.get(key), Sequence) and not isinstance(answers[key], str)
+            for key in ("text", "answer_start")
+        )
+        if not columns_of_squad or not all(isinstance(text, str) for text in answers["text"]):
+            raise ValueError(
+                f"answers {answers!r:.80}; they are SQuAD's {{text, answer_start}}, a list each, empty for none"
+            )
+        if len(answers["text"]) != len(answers["answer_start"]):
+            raise ValueError(
+                f"{len(answers['text'])} answers and {len(answers['answer_start'])} starts; each answer needs its start"
+            )
+        # Some sets write "no answer" as an empty one.
+        given = [(t, s) for t, s in zip(answers["text"], answers["answer_start"], strict=True) if t.strip()]
+        for text, start in given:
             there = context[start : start + len(text)]
             if there != text:
                 raise ValueError(
                     f"the answer {text[:40]!r} should start at character {start} of the context, but there stands "
                     f"{there[:40]!r}; answer_start counts characters from 0"
                 )
-        spans = [(start, start + len(text)) for text, start in zip(texts, starts, strict=True)]
-        given = {"question": question, "context": context}
-        return Example(str(row["id"]), language(row, reading), given, texts, {"spans": spans})
+        spans = [(start, start + len(text)) for text, start in given]
+        return Example(
+            str(row["id"]),
+            language(row, reading),
+            {"question": question, "context": context},
+            [text for text, _ in given],
+            {"spans": spans},
+            mended=len(given) < len(answers["text"]),
+        )
 
     def config_fields(self, train: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
         return {
@@ -87,6 +113,11 @@ class QuestionAnswering(Task):
         return found
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
+        if config.attention_mode == "causal" and not all(example.reference for example in examples):
+            raise UserError(
+                "--attention-mode causal: that a question has no answer is read off the first token, which then sees nothing "
+                "else; leave the option out, or leave out the questions without an answer"
+            )
         features = []
         for window in self.windows(examples, tokenizer, config):
             first, last = 0, 0
@@ -110,10 +141,8 @@ class QuestionAnswering(Task):
             batch = self.collate([{"input_ids": windows[i]["input_ids"]} for i in indices], tokenizer)
             with torch.no_grad():
                 output = model(**{k: v.to(model.device) for k, v in batch.items()})
-            if not torch.isfinite(output.start_logits).all():
-                raise UserError(
-                    "the model's scores are not finite (NaN or infinity); it cannot be evaluated; train it again"
-                )
+            require_finite(output.start_logits)
+            require_finite(output.end_logits)
             for row, i in enumerate(indices):
                 start, end = output.start_logits[row].float(), output.end_logits[row].float()
                 index = windows[i]["example"]
@@ -123,16 +152,19 @@ class QuestionAnswering(Task):
                     best[index] = (scored[0], examples[index].input["context"][scored[1] : scored[2]].strip())
         rows = []
         cut = {window["example"] for window in windows if window["truncated"]}
+        within_reach = {
+            w["example"] for w in windows if _holds_an_answer(w["offsets"], examples[w["example"]].extra["spans"])
+        }
         for index, ((score, text), no_answer) in enumerate(zip(best, null, strict=True)):
             silent = options.get("unanswerable") and no_answer > score
             rows.append({"prediction": "" if silent else text, "truncated": index in cut})
             rows[-1]["score"] = round(score - no_answer, 4)
+            rows[-1]["out_of_reach"] = bool(examples[index].reference) and index not in within_reach
         return rows
 
     def showcase(self, given: Mapping[str, Any]) -> Example:
-        return Example(
-            "showcase", given.get("lang", "zh"), {"question": given["question"], "context": given["context"]}, []
-        )
+        given_texts = {key: given[key] for key in ("question", "context")}
+        return Example("showcase", given.get("lang", "zh"), given_texts, [], {"spans": []})
 
 
 def _token_span(offsets: Sequence[tuple[int, int] | None], start: int, end: int) -> tuple[int, int]:
@@ -141,6 +173,15 @@ def _token_span(offsets: Sequence[tuple[int, int] | None], start: int, end: int)
     if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
         return 0, 0
     return inside[0], inside[-1]
+
+
+def _holds_an_answer(offsets: Sequence[tuple[int, int] | None], spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether a window holds one of the accepted answers in pieces that end where it does, and few enough of them."""
+    for start, end in spans:
+        first, last = _token_span(offsets, start, end)
+        if offsets[last] is not None and last - first < MAX_ANSWER_TOKENS and offsets[last][1] == end:
+            return True
+    return False
 
 
 def best_span(

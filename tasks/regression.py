@@ -6,6 +6,7 @@ last layer gives them back on their own scale. Pearson's correlation leads, as o
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,9 @@ class Regression(Classification):
 
     def example(self, row: Mapping[str, Any], columns: Mapping[str, str], reading: Reading) -> Example:
         value = row[columns["score"]]
+        if isinstance(value, str):  # a file of comma-separated values has nothing else
+            with contextlib.suppress(ValueError):
+                value = float(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"score {value!r}; a score is a finite number")
         return Example(str(row["id"]), language(row, reading), {"text": text_of(row, columns["text"])}, float(value))

@@ -174,3 +174,9 @@ def test_gazetteer_takes_the_longest_match_and_the_most_frequent_type():
 
 def test_a_task_without_baselines_has_none():
     assert baselines("sixth", [], []) == {}
+
+
+def test_a_single_label_is_a_set_of_labels_too():
+    train = rows("text", ("a goal", ["sport"]), ("a stew", []), ("goal again", ["sport"]), ("another stew", []))
+    found = baselines("multilabel", train, rows("text", ("goal", ["sport"]), ("stew", [])))
+    assert found["TF-IDF + logistic regression"] == [["sport"], []]

@@ -12,12 +12,15 @@ import torch
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
+from transformers import set_seed
 
 from septet.data.documents import write_jsonl
 from septet.data.errors import UserError
+from septet.data.pack import load_tokenizer
 from septet.modeling.checkpoint import save_model
 from septet.modeling.modeling_septet import SeptetForPreTraining
 from septet.tasks.harness import finetune, imbalance, predict
+from septet.tasks.harness.task import Reading, get_task, read_examples
 
 COUNTS = [90, 9, 1]
 
@@ -151,6 +154,65 @@ def test_each_option_trains(options: dict, base: Path, data: Path, tmp_path: Pat
     assert counts["rows_shown"] == shown.get(options.get("sampling"), 56)
     assert ("threshold_offsets" in counts["resolved"]) == options.get("tune_thresholds", False)
     assert len(counts["validation_score"]) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"class_weights": "balanced"}, {"loss": "focal"}, {"loss": "logit_adjusted"}], ids=str
+)
+def test_the_loss_that_is_asked_for_is_the_one_that_trains(
+    options: dict, base: Path, data: Path, tmp_path: Path
+) -> None:
+    """The first step's loss, before anything has changed, is that of `make_loss`, and plain training's is not."""
+    losses = {}
+    for name, chosen in (("plain", {}), ("asked", options)):
+        run = tmp_path / name
+        given = {"epochs": 1, "batch_size": 56, "dropout": 0.0, **chosen}
+        finetune.run(finetune.FinetuneConfig("classification", base, str(data), run, **given))
+        losses[name] = json.loads((run / "manifest.json").read_text())["counts"]["curves"]["train_loss"][0][1]
+    task = get_task("classification")
+    train = read_examples(task, data, "train", Reading({}))
+    config = finetune.FinetuneConfig("classification", base, str(data), **options)
+    fields = {"attention_mode": "bidirectional", **task.config_fields(train, None)}
+    set_seed(0)
+    model = finetune.load_base(task, base, fields).eval()
+    tokenizer = load_tokenizer(base)
+    scores, _ = task.logits(model, tokenizer, train, 56)
+    labels = torch.tensor([model.config.label2id[e.reference] for e in train])
+    expected = finetune.loss_function(task, train, model.config, config)(torch.tensor(scores), labels)
+    assert losses["asked"] == pytest.approx(float(expected), rel=1e-3)
+    assert losses["plain"] != pytest.approx(float(expected), rel=1e-3)
+
+
+def test_sampling_that_changes_nothing_says_so(base: Path, data: Path, capsys) -> None:
+    train = read_examples(get_task("classification"), data, "train", Reading({}))
+    for ratio, message in ((10.0, "finetune classification: --sampling over changes nothing"), (9.9, None)):
+        config = finetune.FinetuneConfig("classification", sampling="over", sampling_ratio=ratio)
+        finetune.resampled(get_task("classification"), train, config, base)
+        assert capsys.readouterr().out.startswith(message) if message else not capsys.readouterr().out
+
+
+def test_tuned_thresholds_are_in_the_weights(base: Path, data: Path, tmp_path: Path) -> None:
+    """The same run with and without them differs in the bias by what the manifest says."""
+    from safetensors.torch import load_file
+
+    bias = {}
+    for tuned in (False, True):
+        run = tmp_path / str(tuned)
+        given = {"epochs": 1, "batch_size": 8, "tune_thresholds": tuned, "learning_rate": 1e-4}
+        finetune.run(finetune.FinetuneConfig("classification", base, str(data), run, **given))
+        bias[tuned] = load_file(run / "final" / "model.safetensors")["classifier.bias"]
+    offsets = json.loads((run / "manifest.json").read_text())["counts"]["resolved"]["threshold_offsets"]
+    assert any(offsets.values())
+    moved = torch.tensor([offsets[label] for label in sorted(offsets)])
+    torch.testing.assert_close(bias[True] - bias[False], moved, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_small_gamma_leaves_gradients_finite(several: bool) -> None:
+    logits = torch.tensor([[40.0, -40.0], [0.0, 1.0]], requires_grad=True)
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]) if several else torch.tensor([0, 1])
+    imbalance.make_loss("focal", [1, 1], None, 0.5, several, 2)(logits, labels).backward()
+    assert logits.grad.isfinite().all() and logits.grad[1].abs().sum() > 0
 
 
 def test_an_ensemble_is_the_mean_of_its_members(base: Path, data: Path, tmp_path: Path) -> None:

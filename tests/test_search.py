@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
-from septet.data.documents import write_jsonl
+from septet.data.documents import read_rows, write_jsonl
 from septet.data.errors import UserError
 from septet.modeling.checkpoint import save_model
 from septet.modeling.modeling_septet import SeptetForPreTraining
@@ -126,12 +129,44 @@ def test_a_bad_trial_is_given_up(base: Path, data: Path, tmp_path: Path, monkeyp
         ({"learning_rate": "0:1:log"}, "with LOW above 0"),
         ({"batch_size": "8:16:cube"}, "must be LOW:HIGH"),
         ({"batch_size": "a:b"}, "must be LOW:HIGH"),
+        ({"loss": "cross_entropy,focall"}, "'focall' is no value of it; did you mean 'focal'"),
+        ({"attention_mode": "casual,bidirectional"}, "'casual' is no value of it; did you mean 'causal'"),
+        ({"tune_thresholds": "yes,no"}, "'yes' is no value of it"),
+        ({"batch_size": "8,many"}, "'many' is no value of it"),
     ],
 )
 def test_spaces_that_are_none(space: dict, message: str, base: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         search.run(SearchConfig(**options(base, data, tmp_path / "study"), space=space))
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_whose_trials_all_diverge_says_so(base: Path, data: Path, tmp_path: Path) -> None:
+    config = SearchConfig(**options(base, data, tmp_path / "study"), trials=2, space={"learning_rate": "1e29,1e30"})
+    with pytest.raises(UserError, match="no trial came to an end, 2 were given up, as those are that diverge"):
+        search.run(config)
+    assert [t.state.name for t in study_of(tmp_path / "study").trials] == ["PRUNED"] * 2
+
+
+def test_a_study_on_other_data_is_another_study(base: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(data, folder)
+    config = SearchConfig(**{**options(base, folder, tmp_path / "study"), "epochs": 1}, trials=1, space=SPACE)
+    search.begin(config, tmp_path / "study")
+    search.begin(config, tmp_path / "study")
+    write_jsonl(folder / "validation.jsonl.gz", [{"text": "Stew", "label": "a", "lang": "en"}])
+    with pytest.raises(UserError, match="holds another study \\(digest of validation was "):
+        search.begin(config, tmp_path / "study")
+
+
+def test_a_study_may_begin_while_another_process_begins_it(base: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / ".search.json.123.tmp").write_text("{")
+    search.begin(SearchConfig(**options(base, data, tmp_path / "study")), tmp_path / "study")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="holds something else"):
+        search.begin(SearchConfig(**options(base, data, tmp_path / "other")), tmp_path / "other")
 
 
 def test_folds_hold_the_classes_evenly(data: Path) -> None:
@@ -162,6 +197,64 @@ def test_cross_validation_scores_every_row_once(base: Path, data: Path, tmp_path
     assert capsys.readouterr().out.count("is finished") == 3
     with pytest.raises(UserError, match="--folds 31: must be 2 to 30"):
         cross_validate.run(dataclasses.replace(config, folds=31))
+
+
+def cross_validated(base: Path, rows: list[dict], output: Path, **more) -> tuple[dict, list[dict]]:
+    """The report and the predictions of a cross-validation over these rows."""
+    write_jsonl(output / "set" / "train.jsonl.gz", rows)
+    given = {**options(base, output / "set", output / "folds"), "epochs": 1, "folds": 3, **more}
+    folder = cross_validate.run(CrossValidateConfig(**given))
+    lines = (folder / "predictions.jsonl").read_text().split("\n")
+    return json.loads((folder / "report.json").read_text()), [json.loads(line) for line in lines if line]
+
+
+ROWS = [
+    {"text": f"{'Goal' if n % 2 else 'Stew'} {n}", "label": "ab"[n % 2], "lang": ("en", "fr")[n % 2]} for n in range(24)
+]
+
+
+def test_rows_of_one_id_stay_apart_and_the_folds_sums_are_right(base: Path, tmp_path: Path) -> None:
+    rows = [{**row, "id": f"document {n // 4}"} for n, row in enumerate([*ROWS, *ROWS[:3]])]
+    report, predicted = cross_validated(base, rows, tmp_path)
+    assert [row["input"]["text"] for row in predicted] == [row["text"] for row in rows]
+    single = [json.loads((tmp_path / "folds" / f"fold_{n}" / "report" / "report.json").read_text()) for n in (1, 2, 3)]
+    for name in ("rows", "in_train", "truncated"):
+        assert report["data"]["test"][name] == sum(fold["data"]["test"][name] for fold in single)
+    assert report["data"]["test"]["in_train"] > 0  # three texts stand there twice
+    assert report["languages"] == ["en", "fr"] and report["validation_score"] == []
+    assert report["seconds"]["finetune"] == pytest.approx(sum(fold["seconds"]["finetune"] for fold in single))
+    assert "fingerprint" not in report["model"]
+
+
+def test_what_is_chosen_on_validation_is_not_chosen_on_the_rows_that_are_scored(base: Path, tmp_path: Path) -> None:
+    cross_validated(base, ROWS, tmp_path, tune_thresholds=True)
+    parts = []
+    for number in (1, 2, 3):
+        folder = tmp_path / "folds" / f"fold_{number}" / "data"
+        texts = [
+            {row["text"] for row in read_rows(folder / f"{name}.jsonl.gz")} for name in ("train", "validation", "test")
+        ]
+        assert sum(map(len, texts)) == len(set.union(*texts)) == 24
+        parts.append(texts[2])
+    assert len(set.union(*parts)) == 24
+    with pytest.raises(UserError, match="--folds 2: with --early-stopping or --tune-thresholds one fold is scored"):
+        cross_validated(base, ROWS, tmp_path / "two", early_stopping=1, folds=2)
+
+
+def test_labels_and_columns_that_folds_cannot_hold(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"fold \d: label 'rare' is in the set.*every fold's model must have met every label"
+    ):
+        cross_validated(base, [*ROWS, {"text": "x", "label": "rare", "lang": "en"}], tmp_path / "rare")
+    assert not (tmp_path / "rare" / "folds").exists()
+    every = [{"text": f"Stew {n}", "label": "abc"[n % 3], "lang": "en"} for n in range(12)]
+    report, _ = cross_validated(base, every, tmp_path / "many", folds=6)  # more folds than rows of a class
+    assert len(report["folds"]["values"]) == 6
+    table = datasets.Dataset.from_list([{**row, "when": datetime.datetime(2026, 1, 1)} for row in ROWS])
+    (tmp_path / "parquet").mkdir()
+    table.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
+    given = {**options(base, tmp_path / "parquet", tmp_path / "times"), "epochs": 1, "folds": 2}
+    cross_validate.run(CrossValidateConfig(**given))
 
 
 def predict_rows(model: Path, data: Path, output: Path) -> list[dict]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from septet.data.documents import write_jsonl
 from septet.data.errors import UserError
@@ -18,6 +24,7 @@ from septet.tasks.harness import finetune, predict
 from septet.tasks.harness.metrics import score
 from septet.tasks.harness.task import Reading, all_tasks, get_task, read_examples
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 CONTEXT = "Marie lives in Paris. " * 9 + "Tom Thumb moved to Lyon in 1990. " + "Nobody knows why. " * 9
 ROWS = {
     "translation": [{"translation": {"en": f"The {n} cats sleep.", "fr": f"Les {n} chats dorment."}} for n in range(40)],
@@ -145,23 +152,200 @@ def test_qa_gives_back_what_it_encodes_over_windows(config, tokenizer) -> None:
     assert [row["prediction"] for row in predictions] == ["Lyon", "张三"]
 
 
-@pytest.mark.parametrize("name", ["translation", "summarization"])
-def test_a_prompt_is_what_the_chat_template_renders(name: str, config, tokenizer) -> None:
-    from septet.tasks.harness.generation import CHAT_TEMPLATE
+@pytest.fixture(scope="module")
+def imported_tokenizer(tokenizer):
+    """One of a model from elsewhere: the same merges, special tokens of other names, the first three in use."""
+    from transformers import PreTrainedTokenizerFast
 
-    task = get_task(name)
+    described = tokenizer.backend_tokenizer.to_str()
+    for ours, theirs in (("<|source|>", "<|im_start|>"), ("<|target|>", "<repo>"), ("<|sep|>", "<unk>")):
+        assert ours in described
+        described = described.replace(ours, theirs)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(described), pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>",
+        unk_token="<unk>", mask_token="<|mask|>",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["translation", "summarization"])
+@pytest.mark.parametrize("which", ["tokenizer", "imported_tokenizer"])
+def test_a_prompt_is_what_the_chat_template_renders(name: str, which: str, config, request) -> None:
+    from septet.tasks.harness.generation import chat_template, markers
+
+    task, tokenizer = get_task(name), request.getfixturevalue(which)
+    assert markers(tokenizer) == (("<|source|>", "<|target|>") if which == "tokenizer" else ("<|im_start|>", "<repo>"))
     example = task.example({"id": "0", **ROWS[name][0]}, task.columns, Reading({}))
     [feature] = task.encode([example], tokenizer, config)
     prompt = feature["input_ids"][: feature["prefix_lengths"]]
+    assert None not in prompt and tokenizer.unk_token_id not in prompt
     message = [{"role": "user", "content": example.input[task.source_role]}]
     rendered = tokenizer.apply_chat_template(
-        message, chat_template=CHAT_TEMPLATE, add_generation_prompt=True, return_dict=False
+        message, chat_template=chat_template(tokenizer), add_generation_prompt=True, return_dict=False
     )
     assert rendered == prompt
     answer = feature["input_ids"][feature["prefix_lengths"] :]
     assert answer[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(answer[:-1]) == example.reference
     assert feature["labels"] == [-100] * len(prompt) + answer
+
+
+def test_a_tokenizer_that_cannot_tell_prompt_from_answer_is_refused(config) -> None:
+    from tokenizers import models
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="<unk>")
+    with pytest.raises(
+        UserError, match=r"has no <\|source\|> and <\|target\|>, and of special tokens without a use only \[\]"
+    ):
+        get_task("translation").prompt_ids("a", tokenizer, 8)
+
+
+def test_what_is_cut_is_counted(config, tokenizer) -> None:
+    """A target longer than half the context, a question longer than half a window."""
+    long = "The cat sleeps. " * 60
+    for name, changes in (
+        ("translation", {"translation": {"en": "A cat.", "fr": long}}),
+        ("qa", {"question": long}),
+    ):
+        task = get_task(name)
+        rows = [{"id": "0", **ROWS[name][0]}, {"id": "1", **ROWS[name][0], **changes}]
+        examples = [task.example(row, task.columns, Reading({})) for row in rows]
+        features = task.encode(examples, tokenizer, with_room(config, task, examples, tokenizer))
+        assert features[0]["truncated"] is False and features[-1]["truncated"] is True
+        assert max(len(feature["input_ids"]) for feature in features) <= config.max_position_embeddings
+
+
+def answered(name: str, config, tokenizer, rows: list[dict], start: float = 0.0, end: float = 0.0) -> list[dict]:
+    """What the QA recipe answers when every score of a first and last token is the same."""
+    task = get_task(name)
+    examples = [task.example({"id": str(n), **row}, task.columns, Reading({})) for n, row in enumerate(rows)]
+
+    class Model:
+        device = torch.device("cpu")
+
+        def __call__(self, input_ids, attention_mask):
+            scores = torch.zeros(input_ids.shape)
+            return SimpleNamespace(start_logits=scores + start, end_logits=scores + end)
+
+    model = Model()
+    model.config = with_room(config, task, examples, tokenizer)
+    return task.predict(model, tokenizer, examples, 4)
+
+
+def test_answers_that_no_span_can_give_are_counted(config, tokenizer) -> None:
+    def asked(context: str, answer: str) -> dict:
+        answers = {"text": [answer] if answer else [], "answer_start": [context.index(answer)] if answer else []}
+        return {"question": "Who?", "context": context, "answers": answers, "lang": "en"}
+
+    long = "Anna " * 40
+    rows = [asked("Tom moved to Lyon.", "Lyon"), asked(long, long.strip()), asked("Tom moved.", "")]
+    found = answered("qa", config, tokenizer, rows)
+    assert [row["out_of_reach"] for row in found] == [False, True, False]
+
+
+def test_an_empty_answer_is_none_and_is_counted(config, tokenizer) -> None:
+    for name in ("qa", "generative_qa"):
+        task = get_task(name)
+        empty = {"text": [""], "answer_start": [-1]}
+        row = {"id": "0", **ROWS["qa"][0], "answers": empty}
+        example = task.example(row, task.columns, Reading({}))
+        assert (example.reference, example.mended) == ([], True)
+        assert not task.example({**ROWS["qa"][0]}, task.columns, Reading({})).mended
+    fields = get_task("qa").config_fields([get_task("qa").example(row, task.columns, Reading({}))], tokenizer)
+    assert fields["task_specific_params"] == {"qa": {"unanswerable": True}}
+    causal = with_room(config, get_task("qa"), [example], tokenizer, attention_mode="causal")
+    unanswerable = get_task("qa").example(row, task.columns, Reading({}))
+    with pytest.raises(UserError, match="--attention-mode causal: that a question has no answer is read off the first"):
+        get_task("qa").encode([unanswerable], tokenizer, causal)
+
+
+def test_tags_of_the_older_scheme_are_read_and_counted() -> None:
+    task = get_task("ner")
+    row = {"id": "0", "tokens": ["Ann", "Lee", "Rome"], "lang": "en"}
+    for tags, mended in ((["I-PER", "I-PER", "I-LOC"], True), (["B-PER", "I-PER", "B-LOC"], False)):
+        example = task.example({**row, "ner_tags": tags}, task.columns, Reading({}))
+        assert (example.reference, example.mended) == (["B-PER", "I-PER", "B-LOC"], mended)
+
+
+def test_scores_that_are_no_numbers_are_no_answers(config, tokenizer) -> None:
+    from septet.modeling.modeling_septet import SeptetForCausalLM, SeptetForTokenClassification
+
+    task = get_task("ner")
+    examples = [task.example({"id": "0", **ROWS["ner"][0]}, task.columns, Reading({}))]
+    tagger = SeptetForTokenClassification(with_room(config, task, examples, tokenizer)).eval()
+    tagger.token_classifier.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match="scores are not finite"):
+        task.predict(tagger, tokenizer, examples, 2)
+    for bad in ({"start": torch.nan}, {"end": torch.nan}):
+        with pytest.raises(UserError, match="scores are not finite"):
+            answered("qa", config, tokenizer, ROWS["qa"][:1], **bad)
+    task = get_task("translation")
+    examples = [task.example({"id": "0", **ROWS["translation"][0]}, task.columns, Reading({}))]
+    writer = SeptetForCausalLM(with_room(config, task, examples, tokenizer)).eval()
+    writer.model.norm.weight.data[0] = torch.nan
+    for beams in (1, 3):
+        task.finish(writer, copy.deepcopy(tokenizer), SimpleNamespace(num_beams=beams, max_new_tokens=4))
+        with pytest.raises(UserError, match="scores are not finite"):
+            task.predict(writer, tokenizer, examples, 2)
+
+
+@pytest.mark.parametrize("name", ["classification", "translation"])
+def test_early_stopping_ends_a_run_that_gets_no_better(name: str, sets: Path, base: Path, tmp_path: Path) -> None:
+    """At a rate of next to nothing no epoch is better than the first: the run ends after two more."""
+    options = {"epochs": 8, "batch_size": 14, "learning_rate": 1e-12, "early_stopping": 2, "dropout": 0.0}
+    finetune.run(finetune.FinetuneConfig(name, base, str(sets / name), tmp_path / "run", **options))
+    counts = json.loads((tmp_path / "run" / "manifest.json").read_text())["counts"]
+    assert counts["steps"] == 3 * 2  # 28 rows
+    assert len(counts["curves"]["validation_loss"]) == 3
+
+
+def test_a_run_that_diverges_says_so(sets: Path, base: Path, tmp_path: Path) -> None:
+    options = {"epochs": 2, "batch_size": 4, "learning_rate": 1e30}
+    with pytest.raises(UserError, match="the held-out loss is nan after epoch 1: training diverged; give a lower"):
+        finetune.run(finetune.FinetuneConfig("ner", base, str(sets / "ner"), tmp_path / "run", **options))
+
+
+def test_options_that_do_not_fit_leave_nothing_behind(sets: Path, base: Path, tmp_path: Path) -> None:
+    options = {"base": base, "data": str(sets / "ner"), "output": tmp_path / "run", "epochs": 1}
+    with pytest.raises(UserError, match="--batch-size 10 is not a multiple"):
+        finetune.run(finetune.FinetuneConfig("ner", **options, batch_size=10, micro_batch_size=4))
+    finetune.run(finetune.FinetuneConfig("ner", **options, batch_size=8, micro_batch_size=4))
+
+
+LATE = """
+import os, time
+if os.environ["RANK"] == "1":
+    time.sleep(5)
+from septet.data.errors import run_cli
+from septet.tasks.harness import finetune
+run_cli(finetune.run, finetune.FinetuneConfig)
+"""
+
+
+def test_two_processes_train_as_one_does_though_one_comes_late(sets: Path, base: Path, tmp_path: Path) -> None:
+    """The losses are those of one process, up to the order of the rows, which are grouped by length a process."""
+    (tmp_path / "late.py").write_text(LATE)
+    losses = {}
+    for processes in (1, 2):
+        run = tmp_path / f"run{processes}"
+        options = {"base": base, "data": sets / "translation", "output": run, "epochs": 2, "batch-size": 14, "dropout": 0,
+                   "optimizer": "adamw", "learning-rate": 3e-3}  # fmt: skip
+        flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        machine = Path(__file__).parents[1] / "accelerate_configs" / "cpu_2proc.yaml"
+        launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(machine)]
+        script = [*launcher, str(tmp_path / "late.py")] if processes == 2 else ["-m", "septet.tasks.harness.finetune"]
+        found = subprocess.run(
+            [sys.executable, *script, "translation", *flags],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr[-2000:]
+        curves = json.loads((run / "manifest.json").read_text())["counts"]["curves"]
+        losses[processes] = [loss for name in ("train_loss", "validation_loss") for _, loss in curves[name]]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -203,7 +387,9 @@ def test_a_task_from_base_to_report(name: str, sets: Path, base: Path, tmp_path:
         predict.run(dataclasses.replace(evaluation, batch_size=8))
 
 
-@pytest.mark.parametrize("name, method", [("classification", "lora"), ("classification", "qlora"), ("qa", "lora")])
+@pytest.mark.parametrize(
+    "name, method", [("classification", "lora"), ("classification", "qlora"), ("qa", "lora"), ("regression", "lora")]
+)
 def test_lora_trains_adapters_and_merges_them(name: str, method: str, sets: Path, base: Path, tmp_path: Path) -> None:
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
@@ -212,10 +398,16 @@ def test_lora_trains_adapters_and_merges_them(name: str, method: str, sets: Path
     from septet.modeling import modeling_septet
 
     run, data = tmp_path / "run", str(sets / name)
-    finetune.run(finetune.FinetuneConfig(name, base=base, data=data, output=run, method=method, epochs=2, batch_size=4))
+    tuned = {"tune_thresholds": True} if name == "classification" else {}
+    options = {"method": method, "epochs": 2, "batch_size": 4, **tuned}
+    finetune.run(finetune.FinetuneConfig(name, base=base, data=data, output=run, **options))
     head = getattr(modeling_septet, get_task(name).head)
     merged = head.from_pretrained(run / "final").eval()
-    fields = {"attention_mode": "bidirectional", "num_labels": 2, "exact_match_embedding": name == "qa"}
+    fields = {
+        "attention_mode": "bidirectional",
+        "num_labels": 1 if name == "regression" else 2,
+        "exact_match_embedding": name == "qa",
+    }
     plain = head.from_pretrained(base, **fields).eval()
     adapted = PeftModel.from_pretrained(plain, run / "adapter").eval()
     ids = torch.arange(20, 40)[None]
@@ -223,6 +415,10 @@ def test_lora_trains_adapters_and_merges_them(name: str, method: str, sets: Path
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     weights = [m.model.layers[0].mlp.up_proj.weight for m in (merged, head.from_pretrained(base, **fields))]
     assert not torch.equal(*weights)
+    learned = json.loads((run / "manifest.json").read_text())["counts"]["resolved"]
+    assert learned["learning_rate"] == 1e-2
+    if name == "regression":  # the scale of the numbers is part of the head
+        assert merged.classifier.bias.item() == pytest.approx(1.0, abs=0.5)
     if name == "qa":
         assert merged.match_embeddings.weight.abs().sum() > 0
 
@@ -242,8 +438,16 @@ def test_a_classifier_can_read_causally(sets: Path, base: Path, tmp_path: Path) 
     torch.testing.assert_close(model(ids).logits, model.classifier(states[:, -1]))
 
 
-def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_path: Path) -> None:
-    losses = {}
+def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_path: Path, monkeypatch) -> None:
+    from septet.modeling.modeling_septet import SeptetMLP
+
+    losses, calls, forward = {}, Counter(), SeptetMLP.forward
+
+    def counted(self, *args, **kwargs):
+        calls[name] += self.training
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SeptetMLP, "forward", counted)
     for name, options in {
         "plain": {},
         "bf16": {"mixed_precision": "bf16"},
@@ -263,6 +467,7 @@ def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_pa
         finetune.run(config)
         losses[name] = json.loads((run / "manifest.json").read_text())["counts"]["curves"]["train_loss"]
     assert losses["checkpointing"] == losses["plain"]
+    assert calls["checkpointing"] == 2 * calls["plain"] > 0  # each layer again in the backward pass
     assert losses["bf16"] != losses["plain"]
     for (_, one), (_, other) in zip(losses["bf16"], losses["plain"], strict=True):
         assert one == pytest.approx(other, rel=0.03)
@@ -301,10 +506,16 @@ def row(name: str, **changes) -> dict:
     [
         ("translation", [{"translation": {"en": "x", "de": "y"}}], "row 1: column 'translation' holds en, de; it must hold both 'en' and 'fr'"),
         ("translation", [row("translation", translation={"en": " ", "fr": "y"})], "column 'en' holds ' '; it must hold text"),
-        ("classification", [{"text": "x", "lable": "y"}], "has no column 'label'.*did you mean 'lable'"),
+        ("classification", [{"text": "x", "lable": "y"}], "has no column 'label'.*did you mean 'lable'.*--columns label NAME"),
         ("classification", [{"text": "x", "label": "y", "lang": "de"}], "language 'de'; a row needs a `lang` column"),
         ("classification", [{"text": "x", "label": 1.5, "lang": "en"}], "label 1.5; a label is a string or a whole number"),
         ("qa", [row("qa", answers={"text": ["Lyon"], "answer_start": [3]})], "'Lyon' should start at character 3 of the context, but there stands 'ie l'"),
+        ("qa", [row("qa", answers=None)], "row 1: answers None; they are SQuAD's"),
+        ("qa", [row("qa", answers=[{"text": "Lyon"}])], "they are SQuAD's {text, answer_start}, a list each"),
+        ("qa", [row("qa", answers={"text": "Lyon", "answer_start": 3})], "they are SQuAD's {text, answer_start}, a list each"),
+        ("qa", [row("qa", answers={"text": ["Lyon"], "answer_start": []})], "1 answers and 0 starts"),
+        ("regression", [row("regression", label="high")], "score 'high'; a score is a finite number"),
+        ("ner", [row("ner", tokens=["May", 12], ner_tags=["O", "O"])], "token 12; tokens are strings"),
         ("ner", [row("ner", ner_tags=["O"])], "tokens and 1 tags; there must be one tag a token"),
         ("ner", [row("ner", tokens=["a"], ner_tags=["PER"])], "tag 'PER'; tags are O, B-TYPE or I-TYPE"),
         ("summarization", [row("summarization", summary="")], "column 'summary' holds ''; it must hold text"),
@@ -314,6 +525,12 @@ def test_rows_that_break_a_rule_are_named(name: str, rows: list, message: str, t
     write_jsonl(tmp_path / "train.jsonl.gz", rows)
     with pytest.raises(UserError, match=message):
         read_examples(get_task(name), tmp_path, "train", Reading({}))
+
+
+def test_numbers_of_a_csv_file_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sentence,label,lang\nVery good,3.5,en\nBad,-1,en\n")
+    examples = read_examples(get_task("regression"), tmp_path, "train", Reading({}))
+    assert [example.reference for example in examples] == [3.5, -1.0]
 
 
 def test_splits_columns_and_labels_that_are_not_there(sets: Path, base: Path, tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ def label_sets(train: Any, references: Sequence[Sequence[str]], test: Any) -> li
 
     binarizer = MultiLabelBinarizer()
     model = logistic_regression(train).fit(train, binarizer.fit_transform(references))
-    return [sorted(map(str, found)) for found in binarizer.inverse_transform(model.predict(test))]
+    predicted = np.reshape(model.predict(test), (-1, len(binarizer.classes_)))  # of one label it is no matrix
+    return [sorted(map(str, found)) for found in binarizer.inverse_transform(predicted)]
 
 
 def logistic_regression(train: Any) -> Any:

@@ -8,6 +8,7 @@ A run that was stopped goes on from its last epoch with --resume.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class FinetuneConfig:
     micro_batch_size: int | None = None
     """sequences that one process reads at once; default: the batch"""
     learning_rate: float | None = None
-    """peak, of `nano`, from which that of other shapes follows (septet.modeling.optim); default: 2e-3, lora 1e-2"""
+    """peak, of `nano`, from which that of other shapes follows (septet.modeling.optim); default: 2e-3, of adapters 1e-2"""
     optimizer: Literal["muon", "adamw", "adam", "rmsprop"] = "muon"
     """as in pre-training"""
     embedding_rate: float = 1.0
@@ -140,7 +141,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         raise UserError(f"--attention-mode: {task.name} reads as a {task.attention_mode}-LM, always; omit it")
     base = require_model_folder(config.base)
     output = Path(config.output)
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     if _is_finished(config, inputs):
         return output
     reading = Reading(config.columns, config.lang, config.source_lang, config.target_lang)
@@ -178,12 +179,11 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
     held_out_features, _ = _features(task, held_out, tokenizer, model.config)
     epochs = config.epochs or task.defaults.epochs
     batch_size = config.batch_size or task.defaults.batch_size
-    learning_rate = config.learning_rate or (1e-2 if config.method == "lora" else 2e-3)
+    learning_rate = config.learning_rate or (2e-3 if config.method == "full" else 1e-2)
     smoothing = task.defaults.label_smoothing if config.label_smoothing is None else config.label_smoothing
     if config.method != "full":
         model = _with_adapters(model, task, config)
 
-    _start(config, inputs)
     checkpoints = output / "checkpoints"
     num_processes = _num_processes()
     micro_batch = config.micro_batch_size or max(1, batch_size // num_processes)
@@ -221,6 +221,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         seed=config.seed,
         max_grad_norm=1.0,
     )
+    _start(config, inputs)
     optimizer = make_optimizer(config.optimizer, model, learning_rate, config.weight_decay, config.embedding_rate)
     schedule = make_schedule("linear", optimizer, int(config.warmup_share * steps), steps)
     trainer = _trainer_class()(
@@ -267,6 +268,8 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
     model.config.hidden_dropout = model.config.classifier_dropout = 0.0  # the finished model is for use
     given = {name: getattr(config, name) for name in DECODING if getattr(config, name) is not None}
     task.finish(model, tokenizer, replace(task.defaults, **given))
+    if config.method != "full":
+        _copy_head(model, task, output / "adapter" / "adapter_model.safetensors")
     final = output / "final"
     shutil.rmtree(final, ignore_errors=True)
     save_model(model, tokenizer, final)
@@ -355,6 +358,12 @@ def resampled(task: Any, train: list[Any], config: FinetuneConfig, base: Path) -
     if config.sampling == "none":
         return train
     first, again = imbalance.drawn([e.reference for e in train], config.sampling, config.sampling_ratio, config.seed)
+    if len(first) == len(train) and not again:
+        print(
+            f"finetune {task.name}: --sampling {config.sampling} changes nothing, since no class has more than "
+            f"--sampling-ratio {config.sampling_ratio:g} times the rows of another",
+            flush=True,
+        )
     more = [train[i] for i in again]
     if config.sampling == "synthetic":
         texts = imbalance.rewritten([example.input["text"] for example in more], base, config.seed)
@@ -456,6 +465,19 @@ def _with_adapters(model: Any, task: Any, config: FinetuneConfig) -> Any:
     return get_peft_model(model, adapters)
 
 
+def _copy_head(model: Any, task: Any, file: Path) -> None:
+    """Puts the finished model's head, with its thresholds and its scale, into the adapter's file."""
+    from safetensors.torch import load_file, save_file
+
+    heads = tuple(_NEW_MODULES.get(task.head, ()))
+    tensors = load_file(file)
+    for name in tensors:
+        own = name.removeprefix("base_model.model.")
+        if own.startswith(heads):
+            tensors[name] = model.get_parameter(own).detach().cpu().contiguous()
+    save_file(tensors, file, {"format": "pt"})
+
+
 def _trainer_class() -> Any:
     from transformers import ProgressCallback, Trainer
 
@@ -510,16 +532,25 @@ def _trainer_class() -> Any:
             elif options:
                 options["label_smoothing"] = 0.0  # held-out losses are comparable whatever training smooths
             outputs = model(**inputs, **options)
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
+            loss = outputs.loss
+            if options.get("num_items_in_batch") is not None:
+                # A sum over this process's tokens by the number of all; gradients are averaged over processes.
+                loss = loss * self.accelerator.num_processes
+            return (loss, outputs) if return_outputs else loss
 
-        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-            found = super().evaluate(*args, **kwargs)
-            value = found["eval_loss"]
-            if self.score is not None:
-                value = found[f"eval_{self.primary_metric}"] = self.score(self.model)
-                self.log({f"eval_{self.primary_metric}": value})
+        def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+            found = super().evaluation_loop(*args, **kwargs)
+            value = found.metrics["eval_loss"]
+            is_finite = math.isfinite(value)
+            if is_finite and self.score is not None:  # before the callbacks see the metrics: one of them may stop early
+                value = found.metrics[f"eval_{self.primary_metric}"] = self.score(self.model)
             if self.on_epoch is not None:
                 self.on_epoch(round(self.state.epoch), value)
+            if not is_finite:
+                raise UserError(
+                    f"the held-out loss is {value} after epoch {self.state.epoch:.3g}: training diverged; give a lower "
+                    "--learning-rate"
+                )
             return found
 
     return SeptetTrainer
@@ -531,7 +562,8 @@ def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _inputs(config: FinetuneConfig) -> dict[str, Any]:
+def inputs_of(config: FinetuneConfig) -> dict[str, Any]:
+    """Path and digest of the base and, unless they are on the Hub, of the sets."""
     from septet.tasks.harness.task import split_file
 
     inputs: dict[str, Any] = {"base": {"path": str(config.base), "sha256": fingerprint(Path(config.base))}}
@@ -566,9 +598,13 @@ def _is_finished(config: FinetuneConfig, inputs: dict[str, Any]) -> bool:
 
 
 def _start(config: FinetuneConfig, inputs: dict[str, Any]) -> None:
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / RUN_FILE, plain({"config": identity(config), "inputs": inputs}))
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()  # a process that comes late must not find the run of the others unfinished
+    if state.is_main_process:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        write_json(config.output / RUN_FILE, plain({"config": identity(config), "inputs": inputs}))
 
 
 def _finish(output: Path, config: FinetuneConfig, inputs: dict[str, Any], counts: dict[str, Any]) -> None:

@@ -5,16 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from septet.tasks.harness.task import Example, Task, padded_batches
+from septet.data.errors import UserError
+from septet.tasks.harness.task import Example, Task, padded_batches, require_finite
 
 # Fields of `Defaults` that generation_config.json carries and a report states.
 DECODING = ("num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
-# One user message renders to exactly the prompt of training, so that transformers' text-generation pipeline answers.
-CHAT_TEMPLATE = "{{ bos_token }}<|source|>{{ messages[-1]['content'] }}<|target|>"
+MARKERS = ("<|source|>", "<|target|>")
+
+
+def markers(tokenizer: Any) -> tuple[str, str]:
+    """The tokens before a prompt's text and before the answer: Septet's, or, of an imported tokenizer, the first two special
+    ones that have no other use.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    if not {None, tokenizer.unk_token_id} & {tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS}:
+        return MARKERS
+    used = {
+        token
+        for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+        if (token := getattr(tokenizer, f"{name}_token"))
+    }
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    spare = [str(token) for _, token in added if token.special and str(token) not in used]
+    if len(spare) < 2:
+        raise UserError(
+            f"the tokenizer has no {' and '.join(MARKERS)}, and of special tokens without a use only {spare}: prompt and answer "
+            "could not be told apart; take a base whose tokenizer has two of them"
+        )
+    return spare[0], spare[1]
+
+
+def chat_template(tokenizer: Any) -> str:
+    """One user message renders to exactly the prompt of training, so that transformers' text-generation pipeline answers."""
+    source, target = markers(tokenizer)
+    return ("{{ bos_token }}" if tokenizer.bos_token else "") + source + "{{ messages[-1]['content'] }}" + target
+
+
+def raise_if_nan(input_ids: Any, scores: Any) -> Any:
+    """A processor of logits that passes them on (-inf forbids a token); raises a `UserError` if one is NaN."""
+    require_finite(scores.clamp(min=-1e30))
+    return scores
 
 
 class GenerationTask(Task):
-    """Prompt `<bos><|source|> text <|target|>`, answer `text <eos>`; the loss is on the answer alone.
+    """Prompt `<bos><|source|> text <|target|>` (see `markers`), answer `text <eos>`; the loss is on the answer alone.
 
     A source that does not fit is cut at its end, the report counts how often. `source_role` names the column.
     """
@@ -27,9 +63,10 @@ class GenerationTask(Task):
 
     def prompt_ids(self, text: str, tokenizer: Any, room: int) -> tuple[list[int], bool]:
         """Token ids of the prompt, and whether the text was cut to leave `room` tokens for the answer."""
-        source, target = tokenizer.convert_tokens_to_ids(["<|source|>", "<|target|>"])
+        source, target = tokenizer.convert_tokens_to_ids(list(markers(tokenizer)))
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [tokenizer.bos_token_id, source, *ids[:room], target], len(ids) > room
+        return [*start, source, *ids[:room], target], len(ids) > room
 
     def source(self, example: Example) -> str:
         """The text to read."""
@@ -62,7 +99,7 @@ class GenerationTask(Task):
         """Chat template and generation settings; `settings` has the fields of `Defaults`, the recipe's for any it lacks."""
         from transformers import GenerationConfig
 
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = chat_template(tokenizer)
         tokenizer.padding_side = "left"  # a batch of prompts must end where the answers start
         chosen = {name: getattr(settings, name, getattr(self.defaults, name)) for name in DECODING}
         if chosen["num_beams"] == 1:
@@ -78,6 +115,7 @@ class GenerationTask(Task):
     def predict(self, model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int) -> list[dict[str, Any]]:
         import torch
         from tqdm import tqdm
+        from transformers import LogitsProcessorList
 
         new_tokens = model.generation_config.max_new_tokens or 64
         room = max(8, model.config.max_position_embeddings - new_tokens - 3)
@@ -95,6 +133,7 @@ class GenerationTask(Task):
                 output = model.generate(
                     input_ids=torch.tensor(input_ids, device=model.device),
                     attention_mask=torch.tensor(mask, device=model.device),
+                    logits_processor=LogitsProcessorList([raise_if_nan]),
                 )
             for i, tokens in zip(indices, output[:, length:].tolist(), strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True).strip()

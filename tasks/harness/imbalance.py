@@ -61,12 +61,15 @@ def make_loss(
     weight = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
     log_share = torch.log(torch.as_tensor(np.asarray(counts) / num_rows, dtype=torch.float32))
 
+    def wrong(losses: Any) -> Any:
+        return (1 - torch.exp(-losses)).clamp(min=1e-7)  # at 0 a power below 1 has no gradient
+
     def of_classes(logits: Any, labels: Any) -> Any:
         if kind == "logit_adjusted":
             logits = logits + log_share.to(logits.device)
         losses = functional.cross_entropy(logits, labels, reduction="none")
         if kind == "focal":
-            losses = losses * (1 - torch.exp(-losses)) ** focal_gamma
+            losses = losses * wrong(losses) ** focal_gamma
         if weight is None:
             return losses.mean()
         of_row = weight.to(logits.device)[labels]
@@ -75,7 +78,7 @@ def make_loss(
     def of_labels(logits: Any, labels: Any) -> Any:
         losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         if kind == "focal":
-            losses = losses * (1 - torch.exp(-losses)) ** focal_gamma
+            losses = losses * wrong(losses) ** focal_gamma
         if weight is not None:
             losses = losses * torch.where(labels > 0, weight.to(logits.device), 1.0)
         return losses.mean()

@@ -37,7 +37,7 @@ class EvaluateConfig:
     output: Path = Path("reports/task")
     """where predictions.jsonl, report.json and report.md go"""
     split: str | None = None
-    """which split to score; default: test if there is one, else validation"""
+    """which split to score; default: test if a folder has one, else validation (the tests of many Hub sets have no labels)"""
     batch_size: int = 32
     """sequences at once"""
     max_rows: int | None = None
@@ -173,7 +173,11 @@ def run(config: EvaluateConfig) -> Path:
                 "ensemble": [shown_path(folder) for folder in folders[1:]],
             },
             "data": {
-                "train": {**trained_on, "rows": len(train)},
+                "train": {
+                    **trained_on,
+                    "rows": len(train),
+                    "truncated": run_manifest.get("counts", {}).get("truncated"),
+                },
                 "test": {
                     "path": shown_path(place),
                     "sha256": fingerprint(Path(place)) if is_local else digest(examples),
@@ -181,6 +185,7 @@ def run(config: EvaluateConfig) -> Path:
                     "truncated": sum(row["truncated"] for row in rows),
                     "unfinished": sum(not row.get("ended", True) for row in rows),
                     "mended": sum(example.mended for example in examples),
+                    "out_of_reach": sum(row.get("out_of_reach", False) for row in rows),
                     "in_train": in_train(train, examples),
                     **({"in_corpus": in_corpus(inputs["test"], config.corpus, len(rows))} if config.corpus else {}),
                 },

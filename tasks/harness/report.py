@@ -334,6 +334,8 @@ def _left_out(report: Mapping[str, Any]) -> str:
         line += f" The mean of {len(members) + 1} models' answers is scored (--ensemble)."
     if unfinished := test.get("unfinished"):
         line += f" {_count(unfinished)} answers stopped at the greatest number of new tokens, unfinished."
+    if out_of_reach := test.get("out_of_reach"):
+        line += f" No accepted answer to {_count(out_of_reach)} questions is a span that the recipe can give."
     if mended := test.get("mended"):
         line += f" {_count(mended)} rows were mended as the recipe says."
     if found := test.get("in_corpus"):

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from septet.data.errors import UserError, run_cli, suggestion
 from septet.data.manifest import identity, plain, read_json, write_json
@@ -100,9 +100,14 @@ def run(config: SearchConfig) -> Path:
                     callbacks=[after_trial],
                 )
         finally:
-            page = write_page(config, study, output) if any(t.value is not None for t in study.trials) else None
+            done = [t for t in study.trials if t.state.name == "COMPLETE"]
+            page = write_page(config, study, output) if done else None
     if page is None:
-        raise UserError(f"{output}: no trial came to an end; give more --timeout-minutes")
+        given_up = sum(t.state.name == "PRUNED" for t in study.trials)
+        raise UserError(
+            f"{output}: no trial came to an end, {given_up} were given up, as those are that diverge; give lower rates in "
+            "--space, or more --timeout-minutes"
+        )
     best = study.best_trial
     print(f"search: best of {len(study.trials)} trials: {best.value:.4g} with {best.params}; {page}", flush=True)
     return page
@@ -130,6 +135,8 @@ def parsed(name: str, text: str) -> Callable[[Any], Any]:
             suggest = "suggest_int" if whole else "suggest_float"
             return lambda trial: getattr(trial, suggest)(name, *bounds, log=bool(rest))
         choices = [_value(part) for part in text.split(",")]
+        for choice in choices:
+            require_value(name, text, choice)
         return lambda trial: trial.suggest_categorical(name, choices)
     except ValueError as error:
         raise UserError(
@@ -144,13 +151,31 @@ def _value(text: str) -> Any:
         return text
 
 
+def require_value(name: str, text: str, choice: Any) -> None:
+    """Raises a `UserError` unless an option of `finetune` takes this value."""
+    hint = get_type_hints(FinetuneConfig)[name]
+    kinds = [hint] if isinstance(hint, type) or get_origin(hint) is Literal else list(get_args(hint))
+    names = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    if bool in kinds:
+        names += [True, False]
+    types = {int: (int,), float: (int, float), type(None): (type(None),)}
+    allowed = tuple(each for kind in kinds for each in types.get(kind, ()))
+    is_named = any(choice is value or (isinstance(choice, str) and choice == value) for value in names)
+    if not is_named and (isinstance(choice, bool) or not isinstance(choice, allowed)):
+        known = [json.dumps(value) if isinstance(value, bool) else value for value in names]
+        way_out = suggestion(str(choice), known) if known else "give numbers"
+        raise UserError(f"--space {name} {text}: {choice!r} is no value of it; {way_out}")
+
+
 def begin(config: SearchConfig, output: Path) -> None:
     """Writes down what the study is, or checks that it is the same study."""
     free = ("trials", "timeout_minutes", "prune", "resume", "output")
     described = {key: value for key, value in plain(identity(config)).items() if key not in free}
+    described |= {f"digest of {name}": part["sha256"][:16] for name, part in finetune.inputs_of(config).items()}
     output.mkdir(parents=True, exist_ok=True)
     if not (output / STUDY_FILE).is_file():
-        if any(path.name != "study.log" for path in output.iterdir()):
+        # Another process of the study may be writing this very file, under a name with a dot.
+        if any(path.name != "study.log" and not path.name.startswith(".") for path in output.iterdir()):
             raise UserError(f"{output}: holds something else; choose another --output")
         write_json(output / STUDY_FILE, described)
     before = read_json(output / STUDY_FILE)

@@ -237,8 +237,8 @@ def read_examples(
         role = sorted(unknown)[0]
         raise UserError(f"column role {role!r}: {task.name} has none of that name; {suggestion(role, task.columns)}")
     columns = {**task.columns, **reading.columns}
-    way_out = f"map it with --columns {next(iter(task.columns))}=NAME, or rename it"
-    check_columns(place, rows[0], list(dict.fromkeys(columns.values())), way_out)
+    for role, column in columns.items():
+        check_columns(place, rows[0], [column], f"map it with --columns {role} NAME, or rename it")
     examples = []
     for number, row in enumerate(rows[:limit]):
         try:
@@ -265,15 +265,26 @@ def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
     try:
         data = datasets.load_dataset(repo, config or None, split=split)
     except Exception as error:
-        raise UserError(
-            f"{name}: cannot be loaded ({str(error).splitlines()[0]}); check the name and the network"
-        ) from error
+        said = str(error).splitlines()[0]
+        way_out = (
+            "save the set as a folder with train and validation files"
+            if "split" in said
+            else "check the name and the network"
+        )
+        raise UserError(f"{name}: cannot be loaded ({said}); {way_out}") from error
     names = {}  # of columns that hold numbers of classes, or lists of them
     for column, feature in data.features.items():
         inner = getattr(feature, "feature", feature)
         if isinstance(inner, datasets.ClassLabel):
-            names[column] = inner.int2str
-    return [{**row, **{column: named(row[column]) for column, named in names.items()}} for row in data]
+            names[column] = inner.names
+    return [{**row, **{column: _named(row[column], known) for column, known in names.items()}} for row in data]
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Numbers of classes as their names; what is no class (-1: a row of the Hub without a label) as it is."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def language(row: Mapping[str, Any], reading: Reading) -> str:
@@ -290,6 +301,15 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"column {column!r} holds {value!r}; it must hold text")
     return value
+
+
+def require_finite(scores: Any) -> None:
+    """Raises a `UserError` unless every element of a tensor is finite: what is read off NaN looks like an answer."""
+    if not scores.isfinite().all():
+        raise UserError(
+            "the model's scores are not finite (NaN or infinity); it cannot be evaluated; train it again, with a lower "
+            "--learning-rate"
+        )
 
 
 def padded_batches(lengths: Sequence[int], batch_size: int) -> Iterable[list[int]]:

@@ -135,12 +135,13 @@ class Answerer:
     def write(self, text):
         """What the model writes to a source text, which is cut where it would leave no room for the answer. The prompt is
         that of training: what is spelled like a control token stays text."""
-        source, target = self.tokenizer.convert_tokens_to_ids(["<|source|>", "<|target|>"])
+        rendered = self.tokenizer.apply_chat_template([{"role": "user", "content": "\n"}], tokenize=False)
+        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in rendered.split("\n"))
         ids = self.tokenizer(asked(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         room = max(8, self.length - (self.model.generation_config.max_new_tokens or 64) - 3)
         if len(ids) > room:
             gr.Info(f"The text has {len(ids):,} tokens; the first {room:,} are read.")
-        prompt = torch.tensor([[self.tokenizer.bos_token_id, source, *ids[:room], target]])
+        prompt = torch.tensor([[*before, *ids[:room], *after]])
         with torch.no_grad():
             output = self.model.generate(prompt, attention_mask=torch.ones_like(prompt))
         return self.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
