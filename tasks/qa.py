@@ -153,7 +153,9 @@ class QuestionAnswering(Task):
         rows = []
         cut = {window["example"] for window in windows if window["truncated"]}
         within_reach = {
-            w["example"] for w in windows if _holds_an_answer(w["offsets"], examples[w["example"]].extra["spans"])
+            w["example"]
+            for w in windows
+            if _holds_an_answer(w["offsets"], examples[w["example"]].extra.get("spans", ()))
         }
         for index, ((score, text), no_answer) in enumerate(zip(best, null, strict=True)):
             silent = options.get("unanswerable") and no_answer > score

@@ -353,6 +353,16 @@ def test_reports_and_links_that_do_not_belong_are_refused(hub: dict[str, Path], 
         assert not (tmp_path / "out").exists()
 
     refused("is on another model", model=base, reports=(hub["report"],))
+    for name, part in (
+        ("ensemble", {"model": {"ensemble": ["runs/other/final"]}}),
+        ("folds", {"folds": {"values": [1]}}),
+    ):
+        of_several = tmp_path / name
+        shutil.copytree(hub["report"], of_several)
+        report = json.loads((of_several / "report.json").read_text())
+        report |= {key: {**report.get(key, {}), **value} for key, value in part.items()}
+        (of_several / "report.json").write_text(json.dumps(report))
+        refused("not .* alone; evaluate the folder that is to be published", reports=(of_several,))
     copy = tmp_path / "copy" / "classification"
     shutil.copytree(hub["report"], copy)
     refused("a second report called 'classification'", reports=(hub["report"], copy))
