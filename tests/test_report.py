@@ -366,7 +366,7 @@ def test_runs_that_differ_in_their_seed_are_one_line_and_others_are_not(tmp_path
     html = _render(tmp_path / "r")
     assert "82.0 ± 2.0" in html and "80.0, 82.0, 84.0" in html and "[77.0, 87.0]" in html  # t of 2 degrees is 4.30
     markdown = (tmp_path / "r" / "index.md").read_text()
-    assert markdown.count("82.0 ± 2.0") == 1
+    assert markdown.count("82.0 ± 2.0") == 1 and "| Ner | 3 | entity F1 |" in markdown
     [group] = page.seed_groups([page.read_report(place) for place in sorted((tmp_path / "r").glob("*/"))])
     assert group["seeds"] == 3
 
@@ -380,6 +380,7 @@ def test_fine_tuning_counts_once_and_sections_have_anchors_of_their_own(tmp_path
     assert sorted(ids) == ["ner-v1", "ner-v1-2", "showcase"]
     assert {attrs["href"] for tag, attrs in page_.tags if tag == "a"} == {"#ner-v1", "#ner-v1-2"}
     facts = re.search(r"minutes, all evaluations\s*([\d.]+)", page_.text)
+    assert "Ner (ner.v1)" in page_.text and "Ner (ner v1)" in page_.text
     assert float(facts[1]) == pytest.approx((110 + 2 * 28) / 60, abs=0.05)
 
 

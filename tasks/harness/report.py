@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -723,7 +724,10 @@ _SEEDS = (
 
 
 def _index_markdown(
-    sections: Sequence[Mapping[str, Any]], links: Sequence[str], pretraining: Mapping[str, Any] | None
+    sections: Sequence[Mapping[str, Any]],
+    links: Sequence[str],
+    pretraining: Mapping[str, Any] | None,
+    seeds: tuple[list[str], list[tuple[str, ...]]],
 ) -> str:
     reports = [section["report"] for section in sections]
     parts = ["# Evaluation\n", summary_table(reports), _verdict(reports) + "\n"]
@@ -733,7 +737,7 @@ def _index_markdown(
         parts += ["## Showcase\n", "Whatever the model says, right or wrong.\n", _showcase_md(showcase)]
     if pretraining:
         parts += ["## Pre-training\n", _md_table(["", ""], pretraining["facts"])]
-    header, lines = _seeds_table(reports)
+    header, lines = seeds
     if lines:
         parts += ["## Over seeds\n", _SEEDS + "\n", _md_table(header, lines)]
     parts.append("## Single reports\n")
@@ -759,6 +763,12 @@ def run(config: ReportConfig) -> Path:
     slugs = _distinct_slugs([directory.name for directory in directories])
     sections = [{**_section(directory), "slug": slug} for directory, slug in zip(directories, slugs, strict=True)]
     reports = [section["report"] for section in sections]
+    seeds = _seeds_table(reports)
+    titles = Counter(report["title"] for report in reports)
+    for section, directory in zip(sections, directories, strict=True):
+        if titles[section["report"]["title"]] > 1:  # alike, they are told apart by their folders
+            section["report"]["title"] += f" ({directory.name})"
+            section["summary"]["title"] = section["report"]["title"]
     pretraining = _pretraining(config.run) if config.run else None
     models = _distinct(_model_name(report) for report in reports)
     environment = jinja2.Environment(
@@ -783,11 +793,11 @@ def run(config: ReportConfig) -> Path:
         hardware=_distinct(_plain(report["hardware"]) for report in reports),
         code=_distinct(_plain(report["code_version"]) for report in reports),
         minutes=f"{_minutes_of_all(reports):.1f}",
-        seeds=_seeds_table(reports),
+        seeds=seeds,
         seeds_line=_SEEDS,
     )
     links = [quote(Path(os.path.relpath(directory / "report.md", output)).as_posix()) for directory in directories]
-    _write_text(output / "index.md", _index_markdown(sections, links, pretraining))
+    _write_text(output / "index.md", _index_markdown(sections, links, pretraining, seeds))
     _write_text(output / "index.html", page)
     print(f"report: {len(sections)} evaluations -> {output / 'index.html'}", flush=True)
     return output / "index.html"
