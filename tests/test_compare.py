@@ -75,6 +75,31 @@ def test_several_languages_get_a_table_each(tmp_path: Path) -> None:
     assert cells(french_part, "accuracy")[-1] == "b is better"
 
 
+def test_of_errors_the_lower_one_is_better(tmp_path: Path) -> None:
+    folders = []
+    for name, error in (("near", 0.01), ("far", 0.3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            {
+                "id": str(n),
+                "lang": "en",
+                "input": {"text": "x"},
+                "reference": n / 60,
+                "prediction": n / 60 + error * (-1) ** n,
+            }
+            for n in range(60)
+        ]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report = {"schema_version": 1, "task": "regression", "title": "Numbers", "primary_metric": "rmse", "model": {}}
+        report |= {"data": {}, "scores": {"rmse": {"value": error}}}
+        (folder / "report.json").write_text(json.dumps(report))
+        folders.append(folder)
+    text = run(CompareConfig(*folders))
+    assert cells(text, "rmse")[1:3] == ["0.01", "0.3"] and cells(text, "rmse")[3].startswith("−0.29 [")
+    assert cells(text, "rmse")[-1] == "a is better" == cells(text, "pearson")[-1]
+
+
 def test_chance_is_called_noise(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     a = evaluation(tmp_path / "a", generator.random(150) < 0.7)

@@ -241,6 +241,13 @@ def test_a_model_that_knows_its_chances_is_calibrated():
     assert metrics.calibration(rows)["ece"] == pytest.approx(75, abs=1)
 
 
+@pytest.mark.parametrize("fifteenth", range(1, 16))
+def test_a_probability_on_the_border_of_two_bins_belongs_to_the_lower_one(fifteenth):
+    row = {"prediction": "a", "reference": "a", "probabilities": {"a": fifteenth / 15, "b": 1 - fifteenth / 15}}
+    [found] = metrics.calibration([row])["bins"]
+    assert found["high"] == pytest.approx(100 * fifteenth / 15)
+
+
 @pytest.mark.parametrize(
     "probabilities",
     [None, {}, {"a": float("nan")}, {"a": 1.2}, {"b": 1.0}, {"a": 1.0, "b": None}, {"a": 1.0, "b": "0"}],

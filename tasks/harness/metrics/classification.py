@@ -168,7 +168,7 @@ def calibration(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         right[number] = row["prediction"] == row["reference"]
         labels = {*given, row["reference"]}  # a reference that the model does not know had probability 0
         brier[number] = math.fsum((given.get(label, 0.0) - (label == row["reference"])) ** 2 for label in labels)
-    places = np.maximum(np.ceil(confidence * NUM_BINS - 1e-9), 1).astype(int) - 1  # 1e-9: 0.2 * 15 is a hair above 3
+    places = np.maximum(np.ceil(confidence * NUM_BINS), 1).astype(int) - 1
     bins = []
     for place in np.unique(places):
         inside = places == place
