@@ -164,7 +164,7 @@ def _check(config: CorpusConfig) -> None:
             "would be dropped; add it to --languages"
         )
     for name in (*config.validation_inputs, *config.inputs):
-        if Path(name).is_dir() and config.output.absolute().is_relative_to(Path(name).absolute()):
+        if Path(name).is_dir() and config.output.resolve().is_relative_to(Path(name).resolve()):
             raise UserError(
                 f"--output {config.output}: lies in the input {name} and would be read as one; choose another"
             )
@@ -208,7 +208,7 @@ def _share_out(config: CorpusConfig, work: Path) -> None:
 
 def _source_of(given: str) -> str:
     """The source of rows that name none: the input as it was given, so that a folder of a thousand texts is one source."""
-    return given if given.startswith(HUB_PREFIX) else Path(given).name.split(".")[0]
+    return given if given.startswith(HUB_PREFIX) else Path(given).resolve().name.split(".")[0]
 
 
 def stages(config: CorpusConfig, work: Path) -> list[Stage]:

@@ -22,9 +22,10 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from septet.data.documents import iterate_rows
+from septet.data.clean import Clean
+from septet.data.documents import ROWS, iterate_rows
 from septet.data.errors import UserError
-from septet.data.manifest import read_json, write_json
+from septet.data.manifest import FILE_NAME, read_json, write_json
 from septet.data.words import Words, words_of
 
 WORDS, CHARACTERS = 13, 20
@@ -46,12 +47,12 @@ def evaluation_files(paths: Iterable[str]) -> list[Path]:
         if path.is_file():
             found.append(path)
             continue
-        files = [p for p in sorted(path.glob("*")) if p.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".csv"))]
+        files = [p for p in sorted(path.glob("*")) if p.name.endswith(ROWS) and p.name != FILE_NAME and p.is_file()]
         held_out = [p for p in files if not p.name.startswith("train")]
         if not files:
             raise UserError(
-                f"--decontaminate {name}: no file of rows there (.jsonl, .jsonl.gz, .parquet, .csv); give the files or "
-                "folders of evaluation sets"
+                f"--decontaminate {name}: no file of rows there ({', '.join(ROWS)}); give the files or folders of evaluation "
+                "sets"
             )
         found += held_out or files
     return found
@@ -65,13 +66,14 @@ def build_index(files: list[Path], output: Path) -> None:
     pieces: list[np.ndarray] = [np.empty(0, dtype=_PIECE)]
     sets: list[dict[str, Any]] = []
     items: list[tuple[int, int, str]] = []  # number of the set, row, column
+    clean = Clean()
     for file in files:
         name, rows, checked, too_short = _name_of(file), 0, set(), 0
         if name in (known["name"] for known in sets):
             name = f"{name} ({len(sets) + 1})"
         for rows, row in enumerate(iterate_rows(file), start=1):
             for column, text in texts_of(row):
-                words = words_of(text)
+                words = words_of(clean.format(text))  # as documents are when they are compared
                 least, most = (LEAST_CHARACTERS, CHARACTERS) if words.are_characters else (LEAST_WORDS, WORDS)
                 if len(words.hashes) < least:
                     too_short += 1
@@ -93,7 +95,8 @@ def build_index(files: list[Path], output: Path) -> None:
 
 
 def texts_of(value: Any, column: str = "") -> Iterator[tuple[str, str]]:
-    """(column, text) of every string in a row; the tokens of a list are one text."""
+    """(column, text) of every string in a row; the strings of a list are one text, as tokens are, and those of several words
+    each its own too, as references or choices are."""
     if isinstance(value, str):
         yield column, value
     elif isinstance(value, dict):
@@ -102,9 +105,17 @@ def texts_of(value: Any, column: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
             yield column, " ".join(value)
+            if len(value) > 1:
+                yield from ((column, item) for item in value if _is_text(item))
         else:
             for inner in value:
                 yield from texts_of(inner, column)
+
+
+def _is_text(item: str) -> bool:
+    """Whether an item of a list is long enough to be told from chance, if it stands in a document by itself."""
+    words = words_of(item)
+    return len(words.hashes) >= (LEAST_CHARACTERS if words.are_characters else LEAST_WORDS)
 
 
 class Decontaminate(BaseFilter):

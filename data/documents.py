@@ -27,6 +27,7 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.z
 TEXT = (".txt", ".txt.gz")
 WEB_ARCHIVES = (".warc", ".warc.gz")
 SUFFIXES = (*JSON_LINES, ".parquet", *TEXT, *WEB_ARCHIVES)  # what documents are read from; task sets may be .csv too
+ROWS = (*JSON_LINES, ".parquet", ".csv", ".csv.gz")  # what task sets are read from
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 # The longest document read, in bytes. Ours: ten times the longest of novels; the steps after the reader need several
@@ -41,7 +42,7 @@ Part = tuple[int, int]
 BAD_ROWS = {
     "invalid_utf8": "the line or text is not valid UTF-8",
     "invalid_json": "the line is not JSON, or not an object",
-    "half_surrogate": "the text has half of a surrogate pair, which is no character",
+    "half_surrogate": "the row has half of a surrogate pair, which is no character",
     "missing_column": "the row lacks the column of the text, or the language column that was named",
     "not_text": "the column of the text holds something else",
     "too_long": "the line or text is longer than the limit",
@@ -130,9 +131,7 @@ def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
     elif path.name.endswith((".csv", ".csv.gz")):
         rows = _csv(path)
     else:
-        raise UserError(
-            f"{path}: unknown kind of file; rows are read from .jsonl, .json, .parquet or .csv (.gz too); convert it"
-        )
+        raise UserError(f"{path}: unknown kind of file; rows are read from {', '.join(ROWS)}; convert it")
     empty = True
     for number, row in rows:
         if isinstance(row, BadRow):
@@ -453,7 +452,7 @@ def _json_row(line: bytes | None, limit: float) -> dict[str, Any] | None:
     """The object in a line, or None if the line is blank."""
     if line is None:
         raise BadRow(f"is longer than {limit:,} bytes; rows must be shorter; split the document", "too_long")
-    text = _decode(line)
+    text = _decode(line).lstrip("\ufeff")  # files that were joined have marks inside
     if _is_blank(text):
         return None
     try:
@@ -531,6 +530,7 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         if isinstance(whole, BadRow):
             yield number, whole
             return
+        csv.field_size_limit(max(csv.field_size_limit(), len(whole["text"])))
         reader = csv.DictReader(io.StringIO(whole["text"], newline=""), strict=True)
         try:
             for row in reader:

@@ -44,7 +44,8 @@ def _sha256(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of all files below a directory.
 
-    A directory that a stage wrote is known by the digests in its manifest, whenever and however long it was made.
+    A directory that a stage wrote is known by the digests in its manifest, whenever and however long it was made, as long as
+    it holds those files, of those sizes, and, but for a run's, no others.
 
     Raises:
         UserError: the path does not exist or cannot be read.
@@ -53,14 +54,35 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     try:
         if path.is_file():
             return sha256_of_file(path)
-        if (path / FILE_NAME).is_file():
-            return _of_files({name: file["sha256"] for name, file in read_json(path / FILE_NAME)["files"].items()})
+        if (listed := _listed(path)) is not None:
+            return _of_files(listed)
         if path.is_dir():
             files = [p for p in path.rglob("*") if p.is_file()]
             return _of_files({str(p.relative_to(path)): sha256_of_file(p) for p in files})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     raise UserError(f"{path}: no such file or directory; check the path, or run the stage that makes it")
+
+
+def _listed(directory: Path) -> dict[str, str] | None:
+    """Name and digest of each file of a directory by its manifest; None if it has none of ours, or holds something else."""
+    if not (directory / FILE_NAME).is_file():
+        return None
+    with suppress(UserError):
+        manifest = read_json(directory / FILE_NAME)
+        if isinstance(manifest, dict) and "stage" in manifest and isinstance(manifest.get("files"), dict):
+            listed = manifest["files"]
+            there = {str(p.relative_to(directory)): p.stat().st_size for p in directory.rglob("*") if p.is_file()}
+            more = [
+                name
+                for name in there
+                if name not in listed and name != FILE_NAME and not Path(name).name.startswith(".")
+            ]
+            if all(there.get(name) == file["bytes"] for name, file in listed.items()) and (
+                not more or manifest["stage"] in ("pretrain", "finetune")  # runs list what is to be passed on
+            ):
+                return {name: file["sha256"] for name, file in listed.items()}
+    return None
 
 
 def _of_files(digests: Mapping[str, str]) -> str:
@@ -135,10 +157,9 @@ def read_manifest(directory: str | os.PathLike[str], stage: str) -> dict[str, An
     if not path.is_file():
         raise UserError(f"{directory}: holds no finished `{stage}` stage (no {FILE_NAME}); run `septet {stage}` first")
     manifest = read_json(path)
-    if manifest.get("stage") != stage:
-        raise UserError(
-            f"{directory}: was made by `{manifest.get('stage')}`, not by `{stage}`; give the other directory"
-        )
+    made_by = manifest.get("stage") if isinstance(manifest, dict) else None
+    if made_by != stage:
+        raise UserError(f"{directory}: was made by `{made_by}`, not by `{stage}`; give the other directory")
     return manifest
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
+import json
 import math
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -145,11 +147,22 @@ def describe(tokenizer: Any) -> dict[str, Any]:
 
 
 def token_byte_lengths(tokenizer: Any) -> list[int]:
-    """Bytes of text behind each token id; a byte-level token has one character a byte, a special token stands for none."""
+    """Bytes of UTF-8 behind each token id; a special token stands for none.
+
+    A byte-level token has one character a byte. SentencePiece's write a space as "▁" and bytes without a token as `<0xE2>`.
+    """
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    is_byte_level = '"ByteLevel"' in json.dumps([described["pre_tokenizer"], described["decoder"]])
+
+    def length(token: str) -> int:
+        if is_byte_level:
+            return len(token)
+        return 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode())
+
     lengths = [0] * len(tokenizer)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token, token_id in tokenizer.get_vocab().items():
-        lengths[token_id] = 0 if token_id in special else len(token)
+        lengths[token_id] = 0 if token_id in special else length(token)
     return lengths
 
 

@@ -116,6 +116,12 @@ class PackedDataset:
         weights = {name: float(len(numbers)) for name, numbers in self.sources.items()}
         if mixture:
             self._check_weights(mixture, "mixture")
+            for name in mixture:
+                if (language := name.split("/")[0]) != name and language in mixture:
+                    raise UserError(
+                        f"mixture names both {language!r} and {name!r}, which is part of it; name each source of {language} by "
+                        "itself"
+                    )
             if not any(mixture.values()):
                 raise UserError(
                     f"mixture gives every source the weight 0; one must have more; raise {next(iter(mixture))}"

@@ -74,7 +74,9 @@ _PLAIN = {point: point - 0xFEE0 for point in range(0xFF01, 0xFF5F)}
 _PLAIN |= dict.fromkeys(map(ord, "\t\u00a0\u2009\u202f\u3000"), " ") | dict.fromkeys(map(ord, "‐‑‒–—−"), "-")
 
 _LATIN = "A-Za-z\u00c0-\u024fＡ-Ｚａ-ｚ"
-_MAIL_DOMAIN = re.compile(rf"[@＠](?:[{_LATIN}0-9０-９－-]{{1,63}}[.．])+[{_LATIN}]{{2,24}}(?![{_LATIN}0-9_])")
+_MAIL_DOMAIN = re.compile(
+    rf"[@＠](?:[{_LATIN}0-9０-９－-]{{1,63}}[.．])+[{_LATIN}]{{2,24}}(?![{_LATIN}0-9]|_[{_LATIN}0-9]|\()"
+)  # "W@x.reshape(3)" is code
 _MAIL_NAME = re.compile(
     rf"[{_LATIN}0-9０-９_＿](?:[{_LATIN}0-9０-９._%+'．＿％＋－-]{{0,62}}[{_LATIN}0-9０-９_+＿＋－-])?\Z"
 )
@@ -172,9 +174,11 @@ _WORD = "(?<![a-zà-ÿ])"  # what \\b says between Latin words; here a Han chara
 # otherwise, and, without a word for it, if some part is over 31 and neither middle part is 0, which versions rarely are.
 # The limits are ours: of random addresses they leave out 0.8 %.
 _IPV4 = re.compile(
-    r"(?<![0-9A-Za-z_.,])(?<![0-9A-Za-z][-:])(?<![A-Za-z]/)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z_]|[.,-][0-9])"
+    r"(?<![0-9A-Za-z_.,])(?<![0-9A-Za-z]-)(?<![0-9]:)(?<![A-Za-z]/)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z_]|[.,-][0-9])"
 )
-_IPV6 = re.compile(r"(?<![0-9A-Za-z:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}[0-9A-Fa-f](?![0-9A-Za-z:_])")
+_IPV6 = re.compile(
+    r"(?<![0-9A-Za-z.])(?<![0-9A-Fa-f:]:)[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}[0-9A-Fa-f](?![0-9A-Za-z:_])"
+)
 _NO_ADDRESS = re.compile(
     rf"(?:{_WORD}(?:versions?|ver|rev|release|build|firmware|sections?|chapter|chapitre|article|paragraphe?|table|figure|fig"
     rf"|appendix|annexe|clause|rule|step|oid)|{_WORD}v|§|版本|版|第|章|节|節|条|條|款|图|圖|表)[ .:n°(]{{0,3}}\Z",
@@ -295,9 +299,7 @@ _CUED_FORMS = {
 
 def _telephones(forms: str) -> re.Pattern:
     """Not in a word, a path, a sum of money or a longer number; after "/" only if another number stands before it."""
-    before = (
-        r"(?: (?<![0-9A-Za-z_=#&%.+-]) | (?<=[Tt]el) | (?<=TEL) ) (?<![^ >\0]/) (?<!\d[ :,]) (?<![€$£¥][ ]) (?<![€$£¥])"
-    )
+    before = r"(?: (?<![0-9A-Za-z_=#&%.+-]) | (?<=[Tt]el) | (?<=TEL) | (?<=[Tt]el\.) | (?<=[Tt]él\.) | (?<=TEL\.) | (?<=hone\.) ) (?<![^ >\0]/) (?<!\d[ :,]) (?<![€$£¥][ ]) (?<![€$£¥])"
     return re.compile(rf"{before} (?: {forms} ) (?! [0-9A-Za-z_] | [-.:]\d | [ ]?[€$£¥%元年] )", re.ASCII | re.VERBOSE)
 
 

@@ -152,11 +152,7 @@ class QuestionAnswering(Task):
                     best[index] = (scored[0], examples[index].input["context"][scored[1] : scored[2]].strip())
         rows = []
         cut = {window["example"] for window in windows if window["truncated"]}
-        within_reach = {
-            w["example"]
-            for w in windows
-            if _holds_an_answer(w["offsets"], examples[w["example"]].extra.get("spans", ()))
-        }
+        within_reach = {w["example"] for w in windows if _holds_an_answer(w["offsets"], examples[w["example"]])}
         for index, ((score, text), no_answer) in enumerate(zip(best, null, strict=True)):
             silent = options.get("unanswerable") and no_answer > score
             rows.append({"prediction": "" if silent else text, "truncated": index in cut})
@@ -177,12 +173,15 @@ def _token_span(offsets: Sequence[tuple[int, int] | None], start: int, end: int)
     return inside[0], inside[-1]
 
 
-def _holds_an_answer(offsets: Sequence[tuple[int, int] | None], spans: Sequence[tuple[int, int]]) -> bool:
-    """Whether a window holds one of the accepted answers in pieces that end where it does, and few enough of them."""
-    for start, end in spans:
+def _holds_an_answer(offsets: Sequence[tuple[int, int] | None], example: Example) -> bool:
+    """Whether one of the accepted answers is a span of a window's pieces, few enough of them."""
+    context = example.input["context"]
+    for start, end in example.extra.get("spans", ()):
         first, last = _token_span(offsets, start, end)
-        if offsets[last] is not None and last - first < MAX_ANSWER_TOKENS and offsets[last][1] == end:
-            return True
+        if offsets[first] is not None and last - first < MAX_ANSWER_TOKENS:
+            given = context[offsets[first][0] : offsets[last][1]]
+            if given.strip() == context[start:end].strip():
+                return True
     return False
 
 

@@ -429,8 +429,32 @@ def test_a_corpus_can_be_an_input_without_its_rejects(make, tmp_path):
     first = make([*many(20), document("short")])
     config = CorpusConfig((str(first),), tmp_path / "second", validation_share=0.2, min_bytes=1)
     assert "short" not in [row["text"] for row in rows_below(corpus.run(config) / "train")]
-    with pytest.raises(UserError, match=r"lies in the input .* and would be read as one"):
-        corpus.run(dataclasses.replace(config, output=first / "again"))
+    for output in (first / "again", first / ".." / first.name / "again"):
+        with pytest.raises(UserError, match=r"lies in the input .* and would be read as one"):
+            corpus.run(dataclasses.replace(config, output=output))
+
+
+def test_an_output_beside_the_input_is_none_of_its_files(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    for number in range(5):
+        (tmp_path / f"texts/{number}.txt").write_text(prose("en", number), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "texts")
+    config = CorpusConfig((".",), Path("../out"), validation_share=0.5, workers=1)
+    sources = read_manifest(corpus.run(config), "corpus")["counts"]["sources"]
+    assert set(sources["train"]) == {"en/texts"}
+
+
+def test_a_language_of_copies_alone_has_no_lengths(make, monkeypatch):
+    """Its documents were read and kept so far, and then each was the copy of another language's."""
+    write = pages.write_corpus_page
+
+    def with_an_empty_language(path, config, counts, kept, *more):
+        write(path, config, counts, {**kept, "lengths": {**kept["lengths"], "fr": {}}}, *more)
+
+    monkeypatch.setattr(pages, "write_corpus_page", with_an_empty_language)
+    page = (make(many(10)) / "index.html").read_text(encoding="utf-8")
+    lengths = page.partition("Lengths of what was kept")[2].partition("</table>")[0]
+    assert "<th>en</th>" in lengths and "<th>fr</th>" not in lengths
 
 
 def test_a_folder_of_texts_is_one_source(tmp_path):

@@ -4,6 +4,7 @@ import functools
 import json
 import random
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from datatrove.data import Document
 
 from septet.data import dedup, store
+from septet.data.clean import Clean
 from septet.data.decontaminate import Decontaminate, build_index, evaluation_files, report, texts_of
 from septet.data.documents import write_jsonl
 from septet.data.errors import UserError
@@ -297,6 +299,57 @@ def test_pieces_one_word_short_do_not_count(tmp_path):
     assert held == [False, True, True]
     assert step.filter(Document("Eight words are the least that counts, here!", "d")) is not True
     assert step.filter(Document("seven words are the least that counts", "d")) is True
+
+
+FRENCH = "Le maître d'école préféra récolter ses pommes à la fin de l'été avant de fermer la maison"
+
+
+@pytest.mark.parametrize(
+    "written_as",
+    [
+        unicodedata.normalize("NFD", FRENCH),
+        FRENCH.replace("'", "&#39;"),
+        FRENCH.encode().decode("cp1252"),
+        FRENCH.replace("pommes", "pom\u00admes"),
+    ],
+    ids=["decomposed", "entities", "mojibake", "soft hyphen"],
+)
+def test_evaluation_texts_are_cleaned_as_documents_are(written_as, tmp_path):
+    write_jsonl(tmp_path / "set/test.jsonl", [{"text": written_as}])
+    build_index(evaluation_files([str(tmp_path / "set")]), tmp_path / "index")
+    step = Decontaminate(tmp_path / "index")
+    assert step.filter(Document(Clean().format(written_as), "d", metadata={})) == (False, "contaminated")
+    assert step.filter(Document(FRENCH, "d", metadata={})) == (False, "contaminated")
+
+
+def test_each_text_of_a_list_counts_by_itself_and_its_words_do_not(tmp_path):
+    short = [
+        "one two three four five six seven eight nine ten",
+        "ten nine eight seven six five four three two one zero",
+    ]
+    write_jsonl(
+        tmp_path / "set/test.jsonl", [{"refs": short}, {"tokens": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]}]
+    )
+    build_index(evaluation_files([str(tmp_path / "set")]), tmp_path / "index")
+    step = Decontaminate(tmp_path / "index")
+    for text in short:
+        assert step.filter(Document(f"It begins. {text}. It ends.", "d", metadata={})) == (False, "contaminated")
+    assert json.loads((tmp_path / "index" / "sets.json").read_text())[0]["texts_too_short"] == 0
+
+
+def test_a_folder_s_held_out_files_are_found_whatever_their_kind(tmp_path):
+    for name in (
+        "train.jsonl",
+        "test.json",
+        "validation.json.gz",
+        "more.csv.gz",
+        "old.jsonl.zst",
+        "README.md",
+        "manifest.json",
+    ):
+        (tmp_path / name).touch()
+    found = [file.name for file in evaluation_files([str(tmp_path)])]
+    assert found == ["more.csv.gz", "old.jsonl.zst", "test.json", "validation.json.gz"]
 
 
 def test_the_report_counts_rows_and_columns(evaluation):

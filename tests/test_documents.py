@@ -29,6 +29,7 @@ from septet.data.documents import (
     write_jsonl,
 )
 from septet.data.errors import UserError
+from septet.data.manifest import fingerprint, writing
 from septet.data.web import decode_page
 
 
@@ -70,6 +71,40 @@ def test_csv_keeps_commas_quotes_and_line_ends_inside_cells(tmp_path):
 def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2}')
     assert read_rows(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_files_that_were_joined_have_marks_inside(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}\n\xef\xbb\xbf\n')
+    assert read_rows(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    (tmp_path / "a.csv").write_text(f'text,label\n"{"x" * 200_000}",1\n', encoding="utf-8")
+    assert len(read_rows(tmp_path / "a.csv")[0]["text"]) == 200_000
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "x"}', '[{"a": 1}]', '{"stage": "x"}', "{"])
+def test_a_manifest_of_somebody_else_s_is_a_file_like_any(manifest, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert [str(tmp_path / "a.txt")] == expand([str(tmp_path)])
+    before = fingerprint(tmp_path)
+    (tmp_path / "a.txt").write_text("b")
+    assert fingerprint(tmp_path) != before
+
+
+def test_a_folder_is_known_by_its_manifest_as_long_as_it_holds_what_that_lists(tmp_path):
+    with writing(tmp_path / "out", "corpus", {}, {}) as out:
+        write_jsonl(out.path / "train" / "00000.jsonl.gz", [{"text": "a"}])
+    whole = fingerprint(tmp_path / "out")
+    (tmp_path / "out" / ".DS_Store").touch()
+    assert fingerprint(tmp_path / "out") == whole
+    write_jsonl(tmp_path / "out" / "train" / "00001.jsonl.gz", [{"text": "b"}])
+    assert fingerprint(tmp_path / "out") != whole
+    (tmp_path / "out" / "train" / "00001.jsonl.gz").unlink()
+    assert fingerprint(tmp_path / "out") == whole
+    write_jsonl(tmp_path / "out" / "train" / "00000.jsonl.gz", [{"text": "other"}])
+    assert fingerprint(tmp_path / "out") != whole
 
 
 def test_a_folder_stands_for_its_readable_files_in_order(tmp_path):

@@ -310,6 +310,33 @@ def test_a_mixture_leaves_out_what_it_does_not_name(packed) -> None:
     assert set(data.batch(np.arange(64)).lang) == {"zh"}
 
 
+def test_a_mixture_names_each_source_once(packed) -> None:
+    source = next(name for name in PackedDataset(packed, "train").sources if name.startswith("zh/"))
+    for mixture in ({"zh": 1.0, source: 1.0}, {source: 1.0, "zh": 1.0}):
+        with pytest.raises(UserError, match=f"mixture names both 'zh' and '{source}', which is part of it"):
+            PackedDataset(packed, "train", mixture=mixture)
+
+
+def test_a_token_of_sentencepiece_s_kind_is_as_long_as_its_text() -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<s>", "<0xE2>", "<0x98>", "<0x83>", "▁", "h", "é", "字"]
+    plain = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, [], byte_fallback=True))
+    plain.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    plain.add_special_tokens(["<s>"])
+    assert token_byte_lengths(PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>")) == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+        2,
+        3,
+    ]
+
+
 def test_a_damaged_set_is_named(packed, tmp_path) -> None:
     shutil.copytree(packed, tmp_path / "damaged")
     arrow = next((tmp_path / "damaged" / "train").glob("*.arrow"))

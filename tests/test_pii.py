@@ -401,6 +401,9 @@ def test_a_wrong_check_digit_is_no_id(number):
         ("lot 299-111-1234, but phone 299-111-1234", "en", "lot 299-111-1234, but phone {0}"),  # in no numbering plan
         ("编号021-1234567，电话021-1234567", "zh", "编号021-1234567，电话{0}"),
         ("fax 555-1234, page 555-1234", "en", "fax {0}, page 555-1234"),
+        ("Tél.01 42 68 53 00, tél.0142685300", "fr", "Tél.{0}, tél.{0}"),
+        ("Tel.010-62551234", "zh", "Tel.{0}"),
+        ("Phone.212-736-5000", "en", "Phone.{0}"),
         ("Rufen Sie +49 30 901820 an, nicht 030 901820", "de", "Rufen Sie {0} an, nicht 030 901820"),
     ],
 )
@@ -440,3 +443,20 @@ def test_the_step_masks_and_counts():
     docs = list(step.run([Document(text=text, id=lang, metadata={"lang": lang}) for lang, text in texts.items()]))
     assert [doc.text for doc in docs] == ["邮箱<EMAIL>，<EMAIL>，电话<PHONE_NUMBER>", "nothing here"]
     assert [doc.metadata for doc in docs] == [{"lang": "zh", "pii": {EMAIL: 2, PHONE: 1}}, {"lang": "en"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("IP：93.184.216.34", "IP：<IP_ADDRESS>"),
+        ("inet addr:93.184.216.34 client:93.184.216.35", "inet addr:<IP_ADDRESS> client:<IP_ADDRESS>"),
+        ("IP:2a01:e0a::5 and http://[2a01:e0a::5]/", "IP:<IP_ADDRESS> and http://[<IP_ADDRESS>]/"),
+        ("at 12:93.184.216.34", "at 12:93.184.216.34"),
+        ("model x-93.184.216.34", "model x-93.184.216.34"),
+        ("dead:beef:2a01:e0a:5:6:7:8", "dead:beef:2a01:e0a:5:6:7:8"),
+        ("*jane.roe@corp-mail.org* _jane.roe@corp-mail.org_", "*<EMAIL>* <EMAIL>_"),
+        ("jane@corp_mail.org and W@x.reshape(3)", "jane@corp_mail.org and W@x.reshape(3)"),
+    ],
+)
+def test_addresses_as_people_write_them(text, masked):
+    assert mask(text, "en")[0] == masked

@@ -239,9 +239,13 @@ def test_answers_that_no_span_can_give_are_counted(config, tokenizer) -> None:
         return {"question": "Who?", "context": context, "answers": answers, "lang": "en"}
 
     long = "Anna " * 40
+    pieces = tokenizer(CONTEXT, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    first, last = next((start, end) for start, end in pieces if end - start > 3)
+    inside, beginning = CONTEXT[first + 2 : last], CONTEXT[first : last - 1].strip()
     rows = [asked("Tom moved to Lyon.", "Lyon"), asked(long, long.strip()), asked("Tom moved.", "")]
+    rows += [asked(CONTEXT, inside), asked(CONTEXT, beginning)]
     found = answered("qa", config, tokenizer, rows)
-    assert [row["out_of_reach"] for row in found] == [False, True, False]
+    assert [row["out_of_reach"] for row in found] == [False, True, False, True, True]
 
 
 def test_an_empty_answer_is_none_and_is_counted(config, tokenizer) -> None:
