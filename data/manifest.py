@@ -187,6 +187,9 @@ def finished(
     for key in sorted(now.keys() | before.keys()):
         if now.get(key) != before.get(key):
             raise UserError(f"{output}: was made with {key} = {before.get(key)!r}, now {now.get(key)!r}; {way_out}")
+    recorded = manifest.get("inputs", {})
+    if left_out := sorted(recorded.keys() - inputs.keys()):
+        raise UserError(f"{output}: was made with the input {left_out[0]} too; {way_out}")
     for name, path in inputs.items():
         was, digest = manifest.get("inputs", {}).get(name, {}).get("sha256"), fingerprint(path)
         if digest != was:

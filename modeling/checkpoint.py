@@ -421,6 +421,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     way_out = "download or save it again"
     index = folder / "model.safetensors.index.json"
     listed = read_json(index)["weight_map"] if index.is_file() else {}
+    if listed and (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{folder}: has model.safetensors, which transformers reads, and {index.name} with shards beside it; remove the "
+            "one that is not the model"
+        )
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(listed.values())) or ["model.safetensors"]:
         path = folder / shard
@@ -465,6 +470,12 @@ def check_weights(folder: Path, model_class: Any, config: Any) -> dict[str, Stor
         if stored.dtype not in ("F32", "F16", "BF16"):
             raise UserError(
                 f"{folder}: {name} is stored as {stored.dtype}; weights are F32, F16 or BF16; save it in one of them"
+            )
+    for name, source in tied.items():
+        if name in found and source in found and not torch.equal(found[name].read(), found[source].read()):
+            raise UserError(
+                f"{folder}: config.json ties {name} to {source}, but both are stored, and differ; set tie_word_embeddings to "
+                "false there"
             )
     # Older Llama checkpoints also hold the rotary frequencies, which follow from the configuration.
     known = re.compile("|".join([r"rotary_emb\.inv_freq$", *(model_class._keys_to_ignore_on_load_unexpected or [])]))

@@ -361,7 +361,8 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
     """Copies the tokenizer's files as they are."""
     for pattern in TOKENIZER_FILES:
         for file in folder.glob(pattern):
-            shutil.copyfile(file, target / file.name)
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
 
 
 def agreement(folder: Path, got: Any, expected: Any) -> float:

@@ -107,6 +107,11 @@ def renew_digests(folder: Path) -> None:
     path.write_text(json.dumps(conformance))
 
 
+def plant_generation(folder: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text("import torch\n")
+
+
 CODE, CONFIG, GENERATION = "modeling_septet.py", "config.json", "generation_config.json"
 # Of a fine-tuned classifier with a report.
 OF_TUNED = {
@@ -123,6 +128,8 @@ OF_TUNED = {
     "code of another repository": Defect(lambda d: edit_text(d / CONFIG, '"modeling_septet.SeptetModel"', '"org/other--modeling_septet.SeptetModel"'), "is not code of this folder"),
     "code in a deeper folder": Defect(lambda d: edit_text(d / CONFIG, '"modeling_septet.SeptetModel"', '"evidence/modeling_septet.SeptetModel"'), "is not code of this folder"),
     "code for the tokenizer": Defect(lambda d: edit_json(d / "tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", None]}), "the tokenizer needs none"),
+    "code that transformers looks for by itself": Defect(plant_generation, "holds code, custom_generate/generate.py"),
+    "code that came along": Defect(lambda d: (d / "setup.py").write_text("import torch\n"), "holds code, setup.py"),
     "truncated weights": Defect(lambda d: truncate(d / "model.safetensors"), "model.safetensors has changed", digests=True),
     "edited card number": Defect(edit_card_number, "the card states"),
     "edited report": Defect(lambda d: edit_text(next(d.glob("evidence/*/report.json")), '"task"', '"tusk"'), "report.json has changed", digests=True),
@@ -141,6 +148,7 @@ OF_BASE = {
     "weights of another type": Defect(lambda d: edit_weights(d, halve), "was loaded with other values", runs=True, tested=False),
     "swapped tokenizer": Defect(swap_tokens, "is encoded otherwise", runs=True, tested=False),
     "initialisation in place": Defect(initialise_in_place, "was loaded with other values", runs=True),
+    "a rotary base of nothing": Defect(lambda d: edit_json(d / CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 1e-300}), "are not finite", runs=True),
     "another rotary base": Defect(lambda d: edit_json(d / CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 500.0}), "its outputs differ", runs=True, tested=False),
     "another epsilon": Defect(lambda d: edit_json(d / CONFIG, rms_norm_eps=1e-3), "its outputs differ", runs=True, tested=False),
     "a shape of other weights": Defect(lambda d: edit_json(d / CONFIG, intermediate_size=96), "ignore_mismatched_sizes", runs=True, tested=False),

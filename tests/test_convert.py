@@ -291,6 +291,31 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     refused(rf"model-00002-of-00002.safetensors: lacks {lost}, which model.safetensors.index.json puts there")
 
 
+def test_weights_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
+    """A tied head that is stored too and differs; one file and an index beside it."""
+    ours = import_model(ImportConfig(str(native("llama", tmp_path / "source")), tmp_path / "ours"))
+    weights, config = load_file(ours / "model.safetensors"), json.loads((ours / "config.json").read_text())
+    embeddings = weights["model.embed_tokens.weight"]
+    (ours / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    for head, is_same in ((embeddings.clone(), True), (embeddings + 1, False)):
+        save_file({**weights, "lm_head.weight": head}, ours / "model.safetensors", {"format": "pt"})
+        export = ExportConfig(ours, "llama", tmp_path / f"out{is_same}")
+        if is_same:
+            export_model(export)
+            continue
+        with pytest.raises(
+            UserError, match="ties lm_head.weight to model.embed_tokens.weight, but both are stored, and"
+        ):
+            export_model(export)
+    (ours / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(weights, "a.safetensors")})
+    )
+    with pytest.raises(
+        UserError, match="has model.safetensors, which transformers reads, and model.safetensors.index.json"
+    ):
+        export_model(ExportConfig(ours, "llama", tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("fields", "target", "message"),
     [

@@ -207,6 +207,8 @@ def test_a_stranger_checks_the_folder_with_what_lies_in_it(hub: dict[str, Path],
         command = [sys.executable, "-I", "evidence/verify.py"]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
+    (folder / ".git" / "objects").mkdir(parents=True)  # a clone has these
+    (folder / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
     sound = check()
     assert sound.returncode == 0, sound.stdout + sound.stderr
     assert all(json.loads(line)["ok"] for line in sound.stdout.strip().split("\n"))
@@ -221,6 +223,73 @@ def test_every_number_of_a_card_is_computed_again(hub: dict[str, Path], capsys) 
     assert sum(claim["claim"].startswith("classification: ") for claim in found) > 100
     verify.run(verify.VerifyConfig(str(hub["tuned"]), card=True))
     assert f"{len(found):,} supported, 0 drifted, 0 unsupported" in capsys.readouterr().out
+
+
+def test_numbers_in_another_table_than_theirs_are_found(hub: dict[str, Path], tmp_path: Path) -> None:
+    card_text = (hub["tuned"] / "README.md").read_text()
+    rows = [line for line in card_text.split("\n") if line.startswith("| macro_")]
+    swapped = card_text.replace(rows[0], "\0").replace(rows[1], rows[0]).replace("\0", rows[1])
+    found = [claim for claim in claims.lines(swapped, card_text) if claim["status"] != "supported"]
+    assert found and {claim["status"] for claim in found} == {"drifted"}
+    assert all(claim["status"] == "supported" for claim in claims.lines(card_text, card_text))
+
+    shutil.copytree(hub["tuned"], tmp_path / "hub")
+    [report] = (tmp_path / "hub" / "evidence").glob("*/report.md")
+    report.write_text(report.read_text().replace("| accuracy | ", "| accuracy | 9"))
+    edit_text(report.with_name("report.json"), '"languages": [\n    "en"', '"languages": [\n    "fr"')
+    wrong = {claim["claim"] for claim in claims.claims(tmp_path / "hub") if claim["status"] != "supported"}
+    assert {"classification: report.md", "classification: languages.0"} <= wrong
+
+
+def test_a_report_of_numbers_names_its_set_and_keeps_its_digits(stranger) -> None:
+    scores = {"rmse": {"value": 0.0034567, "higher_is_better": False}, "pearson": {"value": 87.654}}
+    report = {
+        "task": "regression",
+        "scores": scores,
+        "data": {"test": {"path": "hub:stanfordnlp/sst:default", "split": "test"}},
+    }
+    assert stranger.card_results(report) == [
+        ("regression", "stanfordnlp/sst", "test", "rmse", 0.00346),
+        ("regression", "stanfordnlp/sst", "test", "pearson", 87.65),
+    ]
+
+
+def test_a_folder_with_other_reports_or_licence_is_another_folder(hub: dict[str, Path], tmp_path: Path) -> None:
+    options = {"model": hub["model"], "output": tmp_path / "hub"}
+    publish.run(publish.PublishConfig(**options, reports=(hub["report"],)))
+    with pytest.raises(UserError, match="was made with the input report classification too"):
+        publish.run(publish.PublishConfig(**options))
+    with pytest.raises(UserError, match="--license mit: give its text too, with --license-file"):
+        publish.run(publish.PublishConfig(**options, license="mit", overwrite=True))
+    (tmp_path / "MIT.txt").write_text("Permission is hereby granted")
+    publish.run(publish.PublishConfig(**options, license="mit", license_file=tmp_path / "MIT.txt", overwrite=True))
+    assert (tmp_path / "hub" / "LICENSE").read_text() == "Permission is hereby granted"
+    assert "license: mit" in (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_a_tag_is_given_when_everything_is_there(hub: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+    """The second of two uploads fails: nothing is tagged yet, so that the same command can go on."""
+    done: list[str] = []
+
+    def upload(target, *_):
+        if target.repo_id.endswith("-qwen3") and len(done) < 2:
+            done.append("failed")
+            raise UserError("the Hub is out")
+        done.append(target.repo_id)
+        return "c0ffee"
+
+    monkeypatch.setattr(publish, "upload", upload)
+    monkeypatch.setattr(publish, "tag", lambda target, commit: done.append(f"{target.repo_id} = {target.tag}"))
+    config = publish.PublishConfig(
+        hub["base"].parent / "base_model" / "final", tmp_path / "hub", native=("qwen3",),
+        upload=UploadConfig("org/name", tag="v1", dry_run=False),
+    )  # fmt: skip
+    monkeypatch.setattr(publish, "_built", lambda output, *_: output.mkdir(parents=True, exist_ok=True) or output)
+    monkeypatch.setattr("septet.modeling.checkpoint.require_model_folder", Path)
+    with pytest.raises(UserError, match="the Hub is out"):
+        publish.run(config)
+    publish.run(config)
+    assert done == ["org/name", "failed", "org/name", "org/name-qwen3", "org/name = v1", "org/name-qwen3 = v1"]
 
 
 @pytest.mark.parametrize("change", TAMPERED)

@@ -51,6 +51,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "other files there, --replace, and the answer lost": {"stands": {"old.bin": b"x"}, "replace": True, "faults": [["POST", COMMIT, "lost", 1]], "ends": "sent"},
     "the tag is made and its answer lost": {"faults": [["POST", "/tag/", "lost", 1]], "tag": "v1", "ends": "sent"},
     "403 at the tag": {"faults": [["POST", "/tag/", 403, 9]], "tag": "v1", "ends": "everything is there, at", "commits": 1},
+    "403 at the commit to a new branch": {"faults": [["POST", COMMIT, 403, 9]], "stands": {}, "revision": "dev", "ends": "may not do that", "leaves": "dev"},
     "other files there, and a branch to make": {"stands": {"old.bin": b"x"}, "revision": "dev", "ends": "holds 1 other files"},
     "--private, and the repository is public": {"stands": {}, "private": True, "ends": "exists and is public"},
     "a tag that exists": {"stands": {}, "tag": "v0", "ends": "has one of that name"},
@@ -81,7 +82,7 @@ def outcome(server: Any, scenario: dict[str, Any]) -> dict[str, Any]:
     from huggingface_hub import constants, hf_api
 
     from septet.data.errors import UserError
-    from septet.tasks.hub.upload import UploadConfig, check_target, upload
+    from septet.tasks.hub.upload import UploadConfig, check_target, tag, upload
 
     kind = scenario.get("kind", "model")
     repo = "org/name" if kind == "model" else f"{kind}s/org/name"
@@ -103,7 +104,7 @@ def outcome(server: Any, scenario: dict[str, Any]) -> dict[str, Any]:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             check_target(config)
-            upload(config, FILES, "it", check, kind)
+            tag(config, upload(config, FILES, "it", check, kind), kind)
         except UserError as error:
             message = str(error)
     there = server.files(repo, scenario.get("revision", "main")) if repo in server.repos else {}

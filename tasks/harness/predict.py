@@ -180,6 +180,7 @@ def run(config: EvaluateConfig) -> Path:
                 },
                 "test": {
                     "path": shown_path(place),
+                    "split": split,
                     "sha256": fingerprint(Path(place)) if is_local else digest(examples),
                     "rows": len(rows),
                     "truncated": sum(row["truncated"] for row in rows),

@@ -409,7 +409,8 @@ def _calibration_table(calibration: Mapping[str, Any]) -> tuple[list[str], list[
     return ["probability, %", "stated, %", "right, %", "rows"], rows
 
 
-def _task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The text of `report.md`, from a report and its predictions."""
     parts = [f"# {_md(report['title'])}\n"]
     if report["synthetic"]:
         parts.append(f"**Synthetic data.** {_SYNTHETIC}\n")
@@ -456,7 +457,7 @@ def write_task_report(directory: Path) -> Path:
     """
     directory = Path(directory)
     path = directory / "report.md"
-    _write_text(path, _task_markdown(read_report(directory), read_predictions(directory)))
+    _write_text(path, task_markdown(read_report(directory), read_predictions(directory)))
     return path
 
 

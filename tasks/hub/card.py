@@ -61,9 +61,11 @@ def card_data(heads: Sequence[str], reports: Sequence[Mapping[str, Any]], facts:
         for report in reports
         for task, dataset, split, metric, value in card_results(report)
     ]
-    languages = sorted({lang for report in reports for lang in report["languages"]}) or ["en", "fr", "zh"]
+    languages = sorted({lang for report in reports for lang in report["languages"]})
+    if not languages and facts.get("pretraining"):
+        languages = ["en", "fr", "zh"]
     return ModelCardData(
-        language=languages,
+        language=languages or None,
         license=facts["license"],
         library_name=LIBRARIES.get(facts["kind"], "transformers"),
         pipeline_tag=PIPELINES.get(heads[0]),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def claims(folder: Path) -> list[dict[str, str]]:
         UserError: a report or its predictions are damaged, or the task is unknown.
     """
     from septet.tasks.harness.predict import scores
-    from septet.tasks.harness.report import read_predictions, read_report
+    from septet.tasks.harness.report import read_predictions, read_report, task_markdown
     from septet.tasks.harness.task import get_task
     from septet.tasks.hub.card import FACTS, card_text, template_of
 
@@ -43,7 +42,16 @@ def claims(folder: Path) -> list[dict[str, str]]:
             raise
         except Exception as error:  # whatever a metric says to predictions that are none
             raise UserError(f"{path.parent}: the predictions cannot be scored ({error}); evaluate again") from error
-        computed |= {"data": {"test": {"rows": len(rows)}}}
+        computed |= {"data": {"test": {"rows": len(rows)}}, "languages": sorted({row["lang"] for row in rows})}
+        written = (path.parent / "report.md").read_text(encoding="utf-8")
+        is_its_own = written == task_markdown({**stated, **computed, "data": stated["data"]}, rows)
+        found.append(
+            {
+                "claim": f"{path.parent.name}: report.md",
+                "status": "supported" if is_its_own else "drifted",
+                "detail": "" if is_its_own else "another text comes out of report.json and the predictions",
+            }
+        )
         found += list(compared(path.parent.name, stated, json.loads(json.dumps(computed))))
         again.append({**stated, **computed, "data": stated["data"]})
     facts = read_json(folder / "evidence" / FACTS)
@@ -88,20 +96,22 @@ def same(stated: Any, computed: Any) -> bool:
 
 
 def lines(card: str, expected: str) -> Iterator[dict[str, str]]:
-    """A claim for every line of the card, and for every line that should be there and is not."""
+    """A claim for every line of the card, in its place, and for every line that should be there and is not."""
     there, should = card.split("\n"), expected.split("\n")
-    left = Counter(should)
-    strange = []
-    for number, line in enumerate(there, start=1):
-        if left[line]:
-            left[line] -= 1
-            yield {"claim": f"README.md, line {number}", "status": "supported", "detail": ""}
+    absent, strange = list(should), []
+    places = set()
+    for found in difflib.SequenceMatcher(None, there, should, autojunk=False).get_matching_blocks():
+        places.update(range(found.a, found.a + found.size))
+        for line in should[found.b : found.b + found.size]:
+            absent.remove(line)
+    for number, line in enumerate(there):
+        if number in places:
+            yield {"claim": f"README.md, line {number + 1}", "status": "supported", "detail": ""}
         else:
-            strange.append((number, line))
-    absent = list(left.elements())
+            strange.append((number + 1, line))
     for number, line in strange:
         near = difflib.get_close_matches(line, absent, 1, 0.6)
-        detail = f"{line!r:.160}" + (f"; {near[0]!r:.160} comes out" if near else "; nothing gives it")
+        detail = f"{line!r:.160}" + (f"; {near[0]!r:.160} comes out" if near else "; nothing gives it here")
         if near:
             absent.remove(near[0])
         yield {

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from septet.data.errors import UserError, run_cli
-from septet.data.manifest import FILE_NAME, fingerprint, finished, read_json, write_json, writing
-from septet.tasks.hub.upload import UploadConfig, check_target, upload
+from septet.data.manifest import FILE_NAME, fingerprint, finished, problems, read_json, write_json, writing
+from septet.tasks.hub.upload import UploadConfig, check_target, tag, upload
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CODE_AND_SETTINGS = ("*.py", "config.json", "generation_config.json")
@@ -49,6 +49,8 @@ class PublishConfig:
     REPO_ID-qwen3 and so on"""
     license: str = "apache-2.0"
     """of the weights, as the Hub names licences"""
+    license_file: Path | None = None
+    """its text, for the repository; Apache 2.0 is at hand"""
     upload: Annotated[UploadConfig, tyro.conf.arg(name="")] = field(default_factory=UploadConfig)
     overwrite: bool = False
     """replace what stands at --output"""
@@ -66,6 +68,8 @@ def run(config: PublishConfig) -> Path:
 
     check_target(config.upload)
     model = require_model_folder(config.model)
+    if (model / FILE_NAME).is_file() and (wrong := problems(model)):
+        raise UserError(f"{model}: is not what its {FILE_NAME} lists ({wrong[0]}); make it again, or remove that file")
     reports = _report_folders(config.reports, model)
     named = replace(config, name=config.name or config.output.name)
     build = partial(forms.build_adapter if config.adapter_only else build_model, named, model, reports)
@@ -76,12 +80,15 @@ def run(config: PublishConfig) -> Path:
         twin = partial(forms.build_native, named, model, form)
         identity = {**_identity(config), "form": form, "twin_of": forms.twin_of(config)}
         built[f"-{form}"] = _built(place, twin, identity, model, {}, config)
+    sent = []
     for suffix, folder in built.items() if config.upload.repo_id else ():
         target = replace(config.upload, repo_id=f"{config.upload.repo_id}{suffix}")
         files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME}
         from septet.tasks.hub.verify import check_folder
 
-        upload(target, files, folder.name, partial(check_folder, base=base))
+        sent.append((target, upload(target, files, folder.name, partial(check_folder, base=base))))
+    for target, commit in sent:
+        tag(target, commit)
     return config.output
 
 
@@ -98,6 +105,8 @@ def _built(
     from septet.tasks.hub.verify import check_folder
 
     inputs = {"model": model, **{f"report {name}": place for name, place in reports.items()}}
+    if config.license_file:
+        inputs["licence"] = config.license_file
     if not finished(output, "publish", identity, inputs, config.overwrite):
         with writing(output, "publish", identity, inputs) as out:
             build(out.path)
@@ -203,7 +212,12 @@ def add_common_files(config: PublishConfig, model: Path, reports: dict[str, Path
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    shutil.copyfile(project_file("LICENSE"), folder / "LICENSE")
+    if config.license_file is None and config.license != "apache-2.0":
+        raise UserError(
+            f"--license {config.license}: give its text too, with --license-file, since the repository holds it"
+        )
+    text = config.license_file or project_file("LICENSE")
+    copy(text, text.parent, folder / "LICENSE")
     for name, place in reports.items():
         target = folder / "evidence" / name
         target.mkdir(parents=True)

@@ -21,7 +21,7 @@ import tyro
 
 from septet.data.errors import UserError, run_cli
 from septet.data.manifest import FILE_NAME, read_json, sha256_of_file
-from septet.tasks.hub.upload import UploadConfig, check_target, upload
+from septet.tasks.hub.upload import UploadConfig, check_target, tag, upload
 
 SHARED = {"corpus": ("train", "validation"), "pack": ("train", "validation", "tokenizer")}
 
@@ -56,7 +56,7 @@ def run(config: PublishDataConfig) -> None:
         )
     print(f"publish-data: {folder} is sound, {len(files)} files", flush=True)
     if config.upload.repo_id:
-        upload(config.upload, files, folder.name, partial(check_data), "dataset")
+        tag(config.upload, upload(config.upload, files, folder.name, partial(check_data), "dataset"), "dataset")
 
 
 def files_of(folder: Path) -> dict[str, Path | bytes]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from septet.data.errors import UserError, run_cli, suggestion
-from septet.tasks.hub.upload import UploadConfig, check_target, upload
+from septet.tasks.hub.upload import UploadConfig, check_target, tag, upload
 
 TASKS = ("translation", "classification", "qa", "summarization", "ner")
 LIBRARIES = ("torch", "transformers", "captum")  # Gradio's version stands in the card
@@ -43,7 +43,8 @@ def run(config: PublishSpaceConfig) -> None:
     files = files_of(config)
     if not config.upload.repo_id:
         raise UserError("--repo-id: is missing; a Space needs a name, owner/name")
-    upload(config.upload, files, config.title, lambda folder: same(files, folder), "space")
+    commit = upload(config.upload, files, config.title, lambda folder: same(files, folder), "space")
+    tag(config.upload, commit, "space")
 
 
 def files_of(config: PublishSpaceConfig) -> dict[str, Path | bytes]:

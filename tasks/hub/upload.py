@@ -64,8 +64,9 @@ def upload(
     title: str,
     check: Callable[[Path], list[dict[str, Any]]],
     repo_type: Literal["model", "dataset", "space"] = "model",
-) -> None:
-    """Uploads `files` (path in the repository -> file or content); in a dry run, says what it would upload.
+) -> str | None:
+    """Uploads `files` (path in the repository -> file or content) and returns the commit, which `tag` may then name; in a dry
+    run, says what it would upload.
 
     Args:
         check: gets the folder that was downloaded again; one dict a check, with "check", "ok" and "detail".
@@ -80,7 +81,7 @@ def upload(
     if config.dry_run:
         print(f"publish: dry run; would upload {what}, to the {repo_type} {config.repo_id}:")
         print("\n".join(f"  {name}" for name in sorted(files)), flush=True)
-        return
+        return None
     from huggingface_hub import HfApi, snapshot_download
 
     api = HfApi()
@@ -140,15 +141,28 @@ def upload(
             f"{repo_id}: what comes back is not what was sent ({wrong[0]['check']}: {wrong[0]['detail']}); "
             "run the same command again, and tell nobody of this revision until it passes"
         )
-    if config.tag:
-
-        def tag_it() -> None:
-            found = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id, **kind).tags}
-            if found.get(config.tag) != sent.oid:  # an attempt may have been carried out
-                api.create_tag(repo_id, tag=config.tag, revision=sent.oid, **kind)
-
-        ask(tag_it)
     print(f"publish: it was downloaded again, and passes; load it with revision={sent.oid!r}", flush=True)
+    return str(sent.oid)
+
+
+def tag(config: UploadConfig, commit: str | None, repo_type: Literal["model", "dataset", "space"] = "model") -> None:
+    """Names a commit that `upload` made by --tag, if there is one: last of all, so that what was cut short can go on.
+
+    Raises:
+        UserError: the Hub refuses or does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    if not commit or not config.tag:
+        return
+    api, kind = HfApi(), {"repo_type": repo_type}
+
+    def tag_it() -> None:
+        found = {tag.name: tag.target_commit for tag in api.list_repo_refs(config.repo_id, **kind).tags}
+        if found.get(config.tag) != commit:  # an attempt may have been carried out
+            api.create_tag(config.repo_id, tag=config.tag, revision=commit, **kind)
+
+    asked(f"{config.repo_id}: everything is there, at {commit}, but the tag failed", config.retries, tag_it)
 
 
 def asked(failed: str, retries: int, call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
