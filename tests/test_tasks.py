@@ -130,6 +130,36 @@ def test_ner_gives_back_what_it_encodes_over_windows(config, tokenizer) -> None:
     assert [row["prediction"] for row in predictions] == [example.reference for example in examples]
 
 
+def test_a_token_takes_its_tag_from_the_window_in_which_it_stands_deepest(config, tokenizer) -> None:
+    """A model that is wrong within a quarter of a window of its edges, and right farther in."""
+    task = get_task("ner")
+    row = {
+        "id": "0",
+        "tokens": ["Anna", "saw", "Rome", "."] * 60,
+        "lang": "en",
+        "ner_tags": ["B-PER", "O", "B-LOC", "O"] * 60,
+    }
+    example = task.example(row, task.columns, Reading({}))
+    config = with_room(config, task, [example], tokenizer)
+    features = task.encode([example], tokenizer, config)
+    assert len(features) > 3
+
+    def logits(found, length):
+        out = torch.zeros(len(found), length, config.num_labels)
+        for row, feature in enumerate(found):
+            size = len(feature["labels"])
+            for place, label in enumerate(feature["labels"]):
+                is_deep = min(place, size - place) >= size // 4 - 2
+                out[row, place, max(label, 0) if is_deep else config.label2id["I-LOC"]] = 1
+        return SimpleNamespace(logits=out)
+
+    model = oracle(task, features, logits)
+    model.config = config
+    [predicted] = task.predict(model, tokenizer, [example], 4)
+    inner = slice(40, 200)  # the ends of the text stand at an edge in whatever window
+    assert predicted["prediction"][inner] == example.reference[inner]
+
+
 def test_qa_gives_back_what_it_encodes_over_windows(config, tokenizer) -> None:
     task = get_task("qa")
     chinese = {"id": "z", "question": "谁去了北京？", "context": "天气很好。" * 30 + "张三去了北京。",
@@ -475,6 +505,17 @@ def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_pa
     assert losses["bf16"] != losses["plain"]
     for (_, one), (_, other) in zip(losses["bf16"], losses["plain"], strict=True):
         assert one == pytest.approx(other, rel=0.03)
+
+
+def test_held_out_losses_do_not_depend_on_how_training_is_smoothed(sets: Path, base: Path, tmp_path: Path) -> None:
+    curves = []
+    for smoothing in (0.0, 0.3):
+        run, data = tmp_path / str(smoothing), str(sets / "translation")
+        options = {"epochs": 1, "batch_size": 4, "dropout": 0.0, "learning_rate": 1e-12, "label_smoothing": smoothing}
+        finetune.run(finetune.FinetuneConfig("translation", base, data, run, **options))
+        curves.append(json.loads((run / "manifest.json").read_text())["counts"]["curves"])
+    assert curves[0]["validation_loss"] == curves[1]["validation_loss"]
+    assert curves[0]["train_loss"] != curves[1]["train_loss"]
 
 
 def test_random_tokens_replace_some_of_what_is_trained_on_and_nothing_else(
