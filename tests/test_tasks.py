@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from septet.data.documents import write_jsonl
 from septet.data.errors import UserError
+from septet.data.pack import load_tokenizer
 from septet.modeling.checkpoint import save_model
 from septet.modeling.modeling_septet import SeptetForPreTraining
 from septet.tasks.harness import finetune, predict
@@ -205,7 +206,7 @@ def test_a_prompt_is_what_the_chat_template_renders(name: str, which: str, confi
     task, tokenizer = get_task(name), request.getfixturevalue(which)
     assert markers(tokenizer) == (("<|source|>", "<|target|>") if which == "tokenizer" else ("<|im_start|>", "<repo>"))
     example = task.example({"id": "0", **ROWS[name][0]}, task.columns, Reading({}))
-    [feature] = task.encode([example], tokenizer, config)
+    [feature] = task.encode([example], tokenizer, with_room(config, task, [example], tokenizer))
     prompt = feature["input_ids"][: feature["prefix_lengths"]]
     assert None not in prompt and tokenizer.unk_token_id not in prompt
     message = [{"role": "user", "content": example.input[task.source_role]}]
@@ -461,8 +462,6 @@ def test_a_classifier_can_read_causally(sets: Path, base: Path, tmp_path: Path) 
     from septet.modeling.modeling_septet import SeptetForSequenceClassification
 
     options = {"base": base, "output": tmp_path / "run", "epochs": 1, "batch_size": 4, "attention_mode": "causal"}
-    with pytest.raises(UserError, match="translation reads as a prefix-LM"):
-        finetune.run(finetune.FinetuneConfig("translation", data=str(sets / "translation"), **options))
     finetune.run(finetune.FinetuneConfig("classification", data=str(sets / "classification"), **options))
     model = SeptetForSequenceClassification.from_pretrained(tmp_path / "run" / "final").eval()
     assert model.config.attention_mode == "causal"
@@ -470,6 +469,37 @@ def test_a_classifier_can_read_causally(sets: Path, base: Path, tmp_path: Path) 
     states = model.model(ids).last_hidden_state
     torch.testing.assert_close(model.model(ids[:, :4]).last_hidden_state, states[:, :4])
     torch.testing.assert_close(model(ids).logits, model.classifier(states[:, -1]))
+
+
+def test_a_prompt_can_be_read_causally(sets: Path, base: Path, tmp_path: Path) -> None:
+    """What the model sees of a prompt's end does not change its beginning, in training as in use; losses are a causal LM's."""
+    from septet.modeling.modeling_septet import SeptetForCausalLM
+
+    data = str(sets / "translation")
+    options = {"epochs": 1, "batch_size": 28, "dropout": 0.0, "label_smoothing": 0.0}
+    with pytest.raises(UserError, match="--attention-mode bidirectional: translation writes from left to right"):
+        finetune.run(
+            finetune.FinetuneConfig("translation", base, data, tmp_path / "no", attention_mode="bidirectional")
+        )
+    config = finetune.FinetuneConfig("translation", base, data, tmp_path / "run", attention_mode="causal", **options)
+    finetune.run(config)
+    model = SeptetForCausalLM.from_pretrained(tmp_path / "run" / "final").eval()
+    assert model.config.attention_mode == "causal"
+    ids = torch.arange(20, 30)[None]
+    torch.testing.assert_close(model(ids[:, :4]).logits, model(ids).logits[:, :4])
+    losses = json.loads((tmp_path / "run" / "manifest.json").read_text())["counts"]["curves"]
+    task, tokenizer = get_task("translation"), load_tokenizer(base)
+    plain = SeptetForCausalLM.from_pretrained(base, attention_mode="causal").eval()
+    features = task.encode(read_examples(task, data, "train", Reading({})), tokenizer, plain.config)
+    assert "prefix_lengths" not in features[0]
+    for feature in features:
+        del feature["truncated"]
+    expected = plain(**task.collate(features, tokenizer)).loss
+    assert losses["train_loss"][0][1] == pytest.approx(float(expected), rel=1e-4)
+    predict.run(
+        predict.EvaluateConfig("translation", tmp_path / "run" / "final", data=data, output=tmp_path / "report")
+    )
+    assert (tmp_path / "report" / "report.json").is_file()
 
 
 def test_bfloat16_and_checkpointing_change_little(sets: Path, base: Path, tmp_path: Path, monkeypatch) -> None:

@@ -46,8 +46,8 @@ class FinetuneConfig:
     """full: all weights. lora: adapters on every linear layer (Hu et al. 2021), merged into final/, kept in adapter/.
     qlora: the same over weights held in 4 bits (Dettmers et al. 2023; needs bitsandbytes), merged into the whole ones"""
     attention_mode: Literal["causal", "bidirectional"] | None = None
-    """how the text is read, for recipes that read in both directions (the default). causal suits a base that has only read
-    so, such as an import; a classification is then read off the last token, which alone has seen them all"""
+    """how the text, or a prompt, is read: in both directions by default. causal suits a base that has only read so, such as
+    an import; a classification is then read off the last token, which alone has seen them all"""
     epochs: float | None = None
     """passes over train; default: the recipe's"""
     batch_size: int | None = None
@@ -137,8 +137,10 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
     check_balance(task, config)
     if not 0 <= config.token_replacement < 1:
         raise UserError(f"--token-replacement {config.token_replacement:g}: must be a share, from 0 to below 1")
-    if config.attention_mode and task.attention_mode != "bidirectional":
-        raise UserError(f"--attention-mode: {task.name} reads as a {task.attention_mode}-LM, always; omit it")
+    if config.attention_mode == "bidirectional" and task.attention_mode != "bidirectional":
+        raise UserError(
+            f"--attention-mode bidirectional: {task.name} writes from left to right; omit it, or give causal"
+        )
     base = require_model_folder(config.base)
     output = Path(config.output)
     inputs = inputs_of(config)
@@ -165,7 +167,11 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
     tokenizer = load_tokenizer(base)
     fields = {
         "attention_mode": config.attention_mode or task.attention_mode,
-        **({"classifier_pooling": "last"} if config.attention_mode == "causal" else {}),
+        **(
+            {"classifier_pooling": "last"}
+            if config.attention_mode == "causal" and task.head == "SeptetForSequenceClassification"
+            else {}
+        ),
         "hidden_dropout": config.dropout,
         "classifier_dropout": config.dropout,
         **task.config_fields(train, tokenizer),
@@ -238,6 +244,7 @@ def run(config: FinetuneConfig, on_epoch: Callable[[int, float], None] | None = 
         if task.scored_while_training
         else None,
         primary_metric=task.primary_metric,
+        writes=task.head == "SeptetForCausalLM",
         on_epoch=on_epoch,
         callbacks=[EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else None,
     )
@@ -502,6 +509,7 @@ def _trainer_class() -> Any:
             loss_function: Any = None,
             score: Any = None,
             primary_metric: str = "",
+            writes: bool = False,
             on_epoch: Any = None,
             **kwargs: Any,
         ):
@@ -511,7 +519,7 @@ def _trainer_class() -> Any:
             self.remove_callback(ProgressCallback)
             self.add_callback(QuietProgress)
             self.loss_options = {}
-            if "prefix_lengths" in self.train_dataset[0]:
+            if writes:
                 self.loss_options = {"skip_logits": True, "label_smoothing": label_smoothing, "use_cache": False}
             else:
                 self.model_accepts_loss_kwargs = False  # these heads take the mean over the batch themselves

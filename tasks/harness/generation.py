@@ -85,14 +85,10 @@ class GenerationTask(Task):
             answer = [*answer[: answer_room - 1], tokenizer.eos_token_id]
             room = config.max_position_embeddings - len(answer) - 3
             prompt, cut = self.prompt_ids(self.source(example), tokenizer, room)
-            features.append(
-                {
-                    "input_ids": prompt + answer,
-                    "labels": [-100] * len(prompt) + answer,
-                    "prefix_lengths": len(prompt),
-                    "truncated": cut or too_long,
-                }
-            )
+            feature = {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+            if config.attention_mode != "causal":  # the prompt is read in both directions
+                feature["prefix_lengths"] = len(prompt)
+            features.append({**feature, "truncated": cut or too_long})
         return features
 
     def finish(self, model: Any, tokenizer: Any, settings: Any) -> None:
