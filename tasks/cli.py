@@ -46,7 +46,7 @@ VERBS = {
     "search": Verb("tasks.harness.search", "SearchConfig", "look for fine-tuning options with optuna"),
     "evaluate": Verb("tasks.harness.predict", "EvaluateConfig", "predict, score and report"),
     "compare": Verb("tasks.harness.compare", "CompareConfig", "two reports side by side, with paired tests"),
-    "report": Verb("tasks.harness.report", "ReportConfig", "one page over all tasks"),
+    "report": Verb("tasks.harness.report_page", "ReportConfig", "one page over all tasks"),
     "publish": Verb("tasks.hub.publish", "PublishConfig", "build a Hub folder, verify it, upload it if asked"),
     "publish-data": Verb(
         "tasks.hub.publish_data", "PublishDataConfig", "upload a corpus or a packed set, if it is sound"

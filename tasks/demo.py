@@ -53,7 +53,7 @@ def run(config: DemoConfig) -> Path:
     _prepare(config, root)
     _pretrain(config, root)
 
-    from septet.tasks.harness import finetune, predict, report
+    from septet.tasks.harness import finetune, predict, report_page
     from septet.tasks.hub import publish
 
     for task in TASKS:
@@ -72,7 +72,7 @@ def run(config: DemoConfig) -> Path:
                 showcase=root / "sample" / "showcase.json",
             )
         )
-    page = report.run(report.ReportConfig(reports=root / "reports", run=root / "runs" / "pretrain"))
+    page = report_page.run(report_page.ReportConfig(reports=root / "reports", run=root / "runs" / "pretrain"))
     reports = tuple(root / "reports" / task for task in TASKS)
     publish.run(publish.PublishConfig(model=base, output=root / "hub" / "base"))
     for task, folder in zip(TASKS, reports, strict=True):

@@ -12,7 +12,8 @@ import pytest
 
 from septet.data.errors import UserError
 from septet.tasks.harness import examples
-from septet.tasks.harness import report as page
+from septet.tasks.harness import report as report_of
+from septet.tasks.harness import report_page as page
 
 EVIL = '<script>alert("x")</script>'
 TASKS = {
@@ -201,8 +202,8 @@ def test_page_shows_every_task_with_the_values_of_its_report(reports: Path) -> N
 
 
 def test_summary_table_names_the_best_baseline_and_the_minutes(reports: Path) -> None:
-    report = page.read_report(reports / "translation")
-    header, _, row, end = page.summary_table([report]).split("\n")
+    report = report_of.read_report(reports / "translation")
+    header, _, row, end = report_of.summary_table([report]).split("\n")
     cells = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
     value = report["scores"]["bleu"]["value"]
     assert cells["task"] == "Translation (synthetic data)"
@@ -238,7 +239,7 @@ def test_nothing_from_data_becomes_markup(tmp_path: Path) -> None:
     markdown = (tmp_path / "re<b>ports" / "index.md").read_text()
     assert "<script" not in markdown
     for folder in folders.values():
-        assert "<script" not in page.write_task_report(tmp_path / "re<b>ports" / folder).read_text()
+        assert "<script" not in report_of.write_task_report(tmp_path / "re<b>ports" / folder).read_text()
 
 
 @pytest.mark.parametrize(
@@ -344,12 +345,12 @@ def test_an_error_is_better_if_lower_and_keeps_its_unit(tmp_path: Path) -> None:
         report | {"by_language": {}},
         [_prediction_row("classification", n, random.Random(0)) for n in range(9)],
     )
-    assert page.best_baseline(report)[0] == "mean"
+    assert report_of.best_baseline(report)[0] == "mean"
     text = _Page(_render(tmp_path / "r")).text
     assert "In 1 of 1 evaluations the model is better than its best baseline" in text
     assert "rmse in the unit of what is predicted" in text
     assert "0.0392 [0.0353, 0.0431]" in text and "−0.0825 [−0.0825, −0.01]" in text
-    markdown = page.write_task_report(tmp_path / "r" / "numbers").read_text().replace("\\", "")
+    markdown = report_of.write_task_report(tmp_path / "r" / "numbers").read_text().replace("\\", "")
     assert "| rmse | 0.0392 [0.0353, 0.0431] |" in markdown and "| chrF | 41.7 [39.2, 43.7] |" in markdown
 
 
@@ -367,7 +368,7 @@ def test_runs_that_differ_in_their_seed_are_one_line_and_others_are_not(tmp_path
     assert "82.0 ± 2.0" in html and "80.0, 82.0, 84.0" in html and "[77.0, 87.0]" in html  # t of 2 degrees is 4.30
     markdown = (tmp_path / "r" / "index.md").read_text()
     assert markdown.count("82.0 ± 2.0") == 1 and "| Ner | 3 | entity F1 |" in markdown
-    [group] = page.seed_groups([page.read_report(place) for place in sorted((tmp_path / "r").glob("*/"))])
+    [group] = page.seed_groups([report_of.read_report(place) for place in sorted((tmp_path / "r").glob("*/"))])
     assert group["seeds"] == 3
 
 
@@ -392,7 +393,7 @@ def test_an_ensemble_and_what_was_left_out_are_said(reports: Path) -> None:
     report["by_language"]["zh"]["scores"]["cmrc_f1"] = _score(55.5)
     (reports / "qa" / "report.json").write_text(json.dumps(report))
     text = _Page(_render(reports)).text
-    markdown = page.write_task_report(reports / "qa").read_text().replace("\\", "")
+    markdown = report_of.write_task_report(reports / "qa").read_text().replace("\\", "")
     for shown in (text, markdown):
         assert "The mean of 3 models' answers is scored" in shown and "runs/third/final" in shown
         assert "4 answers stopped at the greatest number of new tokens" in shown and "7 rows were mended" in shown
@@ -409,7 +410,7 @@ def test_entities_are_cut_out_of_their_sentence() -> None:
 
 
 def test_task_report_has_scores_examples_and_provenance(reports: Path) -> None:
-    text = page.write_task_report(reports / "ner").read_text(encoding="utf-8").replace("\\", "")
+    text = report_of.write_task_report(reports / "ner").read_text(encoding="utf-8").replace("\\", "")
     for part in ("## Baselines", "## By language", "## By entity type", "| PER | 91.5 | 87.7 | 89.6 | 45 |"):
         assert part in text
     assert "[张三: PER]去[北京: LOC]旅游" in text
@@ -441,6 +442,6 @@ def test_no_reports_and_no_curves_are_user_errors(reports: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \*/report.json"):
         page.run(page.ReportConfig(reports=reports / "ner"))
     with pytest.raises(UserError, match=r"report.json: no such file"):
-        page.write_task_report(reports / "nowhere")
+        report_of.write_task_report(reports / "nowhere")
     with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read"):
         page.run(page.ReportConfig(reports=reports, run=reports))
