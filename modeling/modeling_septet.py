@@ -310,19 +310,26 @@ class SeptetPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=min(self.config.initializer_range, 0.1 * self.config.hidden_size**-0.5))
 
 
-def document_ids_of(position_ids: torch.Tensor) -> torch.Tensor:
-    """Numbers the documents of packed rows: (B, T) positions that restart -> (B, T) document indices from 0."""
-    return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(dim=-1)
+def document_ids_of(position_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Numbers the documents of packed rows: (B, T) positions that restart -> (B, T) document indices from 0.
 
-
-def several_documents(documents: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
-    """Whether a row holds more than one document. Positions also restart where padding on the left ends."""
-    if attention_mask is None or attention_mask.shape != documents.shape:
-        return bool((documents[:, -1] > 0).any())
-    padding = attention_mask == 0
-    first = documents.masked_fill(padding, documents.shape[1]).amin(dim=-1)
-    last = documents.masked_fill(padding, -1).amax(dim=-1)
-    return bool((last > first).any())
+    Args:
+        position_ids: (B, T), or (1, T) for all rows.
+        attention_mask: (B, S) of the cache's positions and these; padding, wherever it stands, begins no document. A
+            document begins where a position follows the one before it neither in number nor by as much as in place, so
+            that padding inside a row may be counted or not.
+    """
+    if attention_mask is None:
+        return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(dim=-1)
+    length = position_ids.shape[1]
+    kept = attention_mask[:, -length:] != 0
+    position_ids = position_ids.expand_as(kept)
+    places = torch.arange(length, device=kept.device).expand_as(kept)
+    before = torch.where(kept, places, -1).cummax(dim=-1).values.roll(1, dims=-1)  # the last one kept before each place
+    before[:, 0] = -1
+    advance = position_ids - position_ids.gather(1, before.clamp(min=0))
+    goes_on = (before < 0) | (advance == 1) | (advance == places - before)
+    return (kept & ~goes_on).cumsum(dim=-1)
 
 
 def positions_of(cu_seq_lens: torch.Tensor, batch: int, length: int) -> torch.Tensor:
@@ -417,9 +424,10 @@ class SeptetModel(SeptetPreTrainedModel):
             documents = document_ids_of(restarting)
             position_ids = restarting if position_ids is None else position_ids
         elif position_ids is not None and length > 1:
-            documents = document_ids_of(position_ids).expand(batch, -1)  # positions may be given once for all rows
+            padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+            documents = document_ids_of(position_ids, padding).expand(batch, -1)  # positions may be given once for all
             # One document a row needs no mask. A compiled graph cannot look, and masks always.
-            if not torch.compiler.is_compiling() and not several_documents(documents, attention_mask):
+            if not torch.compiler.is_compiling() and not bool((documents[:, -1] > 0).any()):
                 documents = None
         packed = documents is not None and not torch.compiler.is_compiling()
         if packed and seen > 0:

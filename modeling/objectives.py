@@ -351,9 +351,9 @@ def sentence_pairs(
             if has_cut[part]:
                 second = tokens[second_starts[part] : second_starts[part] + second_sizes[part]]
                 pair += [[vocabulary.sep_token_id], second]
-            written = np.concatenate(pair)[: length - place]
-            if len(written) <= _LEAST_PART:  # the row is full
+            if length - place <= _LEAST_PART:  # the row is full
                 break
+            written = np.concatenate(pair)[: length - place]
             stop = place + len(written)
             out[i, place:stop], position_ids[i, place:stop] = written, np.arange(len(written))
             if not has_cut[part] or len(written) > len(pair[1]) + 2 + _LEAST_PART:

@@ -331,6 +331,8 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is unknown; known: {', '.join(OPTIMIZERS)}")
+    if not 0 < embedding_rate < math.inf:
+        raise UserError(f"--embedding-rate {embedding_rate:g}: must be above 0; 1 is the learning rate itself")
     groups = parameter_groups(model, weight_decay)
     for group in groups:
         scale = learning_rate_scale(group["role"], name, model.config.hidden_size, model.config.num_hidden_layers)
@@ -340,9 +342,27 @@ def make_optimizer(
         return Muon(groups, lr=learning_rate)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-    if name == "adam":
-        return torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-    return torch.optim.RMSprop(groups, lr=learning_rate, alpha=0.95)
+    if name == "adam":  # decay decoupled, as for all here, it is AdamW
+        return torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True, decoupled_weight_decay=True)
+    return RMSprop(groups, lr=learning_rate, alpha=0.95)
+
+
+class RMSprop(torch.optim.RMSprop):
+    """torch's, but that its decay takes from the weights what AdamW's does, and adds nothing to the gradients."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.mul_(1 - group["lr"] * decay)
+            group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
 
 
 # ---- Schedules

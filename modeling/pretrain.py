@@ -179,7 +179,9 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
     losses = PretrainingLosses(model, config.z_loss_weight)
     if accelerator.parallelism_config is not None and accelerator.parallelism_config.tp_enabled:
         losses.tp_size = accelerator.parallelism_config.tp_size  # Accelerate asks what it prepares
-    embedding_rate = config.embedding_rate or (10.0 if config.optimizer == "muon" else 1.0)
+    embedding_rate = config.embedding_rate
+    if embedding_rate is None:
+        embedding_rate = 10.0 if config.optimizer == "muon" else 1.0
     optimizer = make_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay, embedding_rate)
     warmup_steps = math.ceil(config.warmup_share * steps.total)
     schedule = make_schedule(config.schedule, optimizer, warmup_steps, steps.total, config.decay_share)
@@ -358,8 +360,9 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
             after = None if is_end else partial(draw, output, data.mixture)  # the end draws by itself
             checkpoints.save(done, model, plain_optimizer, state, score, after)
         if stop_asked and not is_end:
-            settle(checkpoints, config, accelerator)
-            raise UserError(f"stopped by a signal after step {done}, which is saved; go on with --resume")
+            is_saved = settle(checkpoints, config, accelerator)
+            what = "is saved" if is_saved else "could not be saved: the newest checkpoint is an older one"
+            raise UserError(f"stopped by a signal after step {done}, which {what}; go on with --resume")
         if done == stop_after:
             checkpoints.wait()
             return output
@@ -392,10 +395,12 @@ def train(config: PretrainConfig, stop: StopSignal, stop_after: int | None) -> P
 
 
 def describe_model(config: PretrainConfig, data: Any) -> Any:
-    """The run's `SeptetConfig`: the shape of --preset or --init-from, the vocabulary and length of the packed set.
+    """The run's `SeptetConfig`: the shape of --preset, or of the model or checkpoint that it begins with, as the run's own
+    newest checkpoint has it; the vocabulary and length of the packed set.
 
     Raises:
-        UserError: there is no such preset; or --init-from is no Septet folder, or is not of the packed set's tokenizer.
+        UserError: there is no such preset; or --init-from is no Septet folder, or it or --branch-from is not of the packed
+            set's tokenizer.
     """
     from septet.modeling.checkpoint import require_model_folder
     from septet.modeling.configuration_septet import SeptetConfig
@@ -407,14 +412,18 @@ def describe_model(config: PretrainConfig, data: Any) -> Any:
         "attention_mode": "causal" if config.objective in ("causal", "joint") else "bidirectional",
         "trained_heads": OBJECTIVES[config.objective][1],
     }
-    if config.init_from is None:
+    origin = config.init_from or config.branch_from
+    if origin is None:
         shape = {"vocab_size": counts["vocab_size"], "max_position_embeddings": data.sequence_length}
         return preset_config(config.preset, **shape, **fields, **counts["special_ids"])
-    folder = require_model_folder(config.init_from)
+    own = sorted(Path(config.output).glob("step_*/config.json"), key=lambda path: int(path.parent.name[5:]))
+    folder = own[-1].parent if own else require_model_folder(origin)  # which may be gone once the run has saved
     if read_json(folder / "config.json").get("model_type") != "septet":
         raise UserError(f"--init-from {folder}: is no Septet model; `septet import` makes one of a Llama or Qwen3")
     model_config = SeptetConfig.from_pretrained(folder, **fields)
-    check_belongs(config, model_config, data)
+    if config.init_from is None:  # a branch may go on with longer sequences
+        model_config.max_position_embeddings = max(model_config.max_position_embeddings, data.sequence_length)
+    check_belongs(folder, model_config, config.data, data)
     return model_config
 
 
@@ -460,27 +469,27 @@ def build_model(config: PretrainConfig, model_config: Any, accelerator: Any, ini
     return model
 
 
-def check_belongs(config: PretrainConfig, model_config: Any, data: Any) -> None:
-    """Raises a `UserError` where --init-from and --data are not of one tokenizer or length."""
+def check_belongs(folder: Path, model_config: Any, place: Path, data: Any) -> None:
+    """Raises a `UserError` where a model's folder and the packed set at `place` are not of one tokenizer or length."""
     counts = data.manifest["counts"]
     wanted = {"vocab_size": counts["vocab_size"], **counts["special_ids"]}
     for name, value in wanted.items():
         if getattr(model_config, name) != value:
             raise UserError(
-                f"{config.init_from}: has {name} {getattr(model_config, name)}, and {config.data} was packed with {value}; "
+                f"{folder}: has {name} {getattr(model_config, name)}, and {place} was packed with {value}; "
                 "pack the corpus with the tokenizer of the model (`septet pack --tokenizer`)"
             )
-    tokenizers = [Path(folder) / "tokenizer.json" for folder in (config.init_from, config.data / "tokenizer")]
+    tokenizers = [Path(each) / "tokenizer.json" for each in (folder, place / "tokenizer")]
     if all(path.is_file() for path in tokenizers):
         first, second = (read_json(path)["model"] for path in tokenizers)
         if first != second:
             raise UserError(
-                f"{config.data}: was packed with another tokenizer than that of {config.init_from}; pack the corpus with "
+                f"{place}: was packed with another tokenizer than that of {folder}; pack the corpus with "
                 "the tokenizer of the model (`septet pack --tokenizer`)"
             )
     if data.sequence_length > model_config.max_position_embeddings:
         raise UserError(
-            f"{config.data}: has sequences of {data.sequence_length} tokens, and {config.init_from} was made for "
+            f"{place}: has sequences of {data.sequence_length} tokens, and {folder} was made for "
             f"{model_config.max_position_embeddings}; pack with --sequence-length {model_config.max_position_embeddings}"
         )
 
@@ -549,14 +558,17 @@ def gradients_apart(accelerator: Any, losses: Any) -> Iterator[None]:
             p.grad = gradient if p.grad is None else p.grad + gradient
 
 
-def settle(checkpoints: Any, config: PretrainConfig, accelerator: Any) -> None:
-    """Waits for the save under way; one that failed stops the run or, with --on-save-error go_on, is told."""
+def settle(checkpoints: Any, config: PretrainConfig, accelerator: Any) -> bool:
+    """Waits for the save under way, and returns whether it is whole; one that failed stops the run or, with
+    --on-save-error go_on, is told."""
     try:
         checkpoints.wait()
     except UserError as error:
         if config.on_save_error == "stop":
             raise
         accelerator.print(f"pretrain: {error}; the run goes on")
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, StaticCache
 
 from septet.modeling.configuration_septet import SeptetConfig
 from septet.modeling.modeling_septet import (
@@ -92,6 +92,47 @@ def test_packed_documents_do_not_see_each_other(causal, attention: str, mode: st
 def test_document_ids_count_restarts() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
     assert document_ids_of(positions).tolist() == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["positions count padding", "positions leave padding out"])
+def test_padding_inside_a_row_begins_no_document(counted: bool) -> None:
+    mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]])
+    positions = torch.arange(8)[None] if counted else (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    assert (document_ids_of(positions, mask)[:, -1] == 0).all()
+    packed = torch.tensor([[0, 1, 2, 9, 9, 0, 1, 2]])
+    assert document_ids_of(packed, mask[:1]).tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
+
+
+def test_padding_anywhere_is_read_as_qwen3_reads_it() -> None:
+    """A gap in the middle, prompts with left padding in chunks, and a second turn with left padding into a cache."""
+    torch.manual_seed(0)
+    ours = SeptetForCausalLM(tiny()).eval()
+    fields = {name: getattr(ours.config, name) for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "max_position_embeddings", "rope_parameters", "rms_norm_eps", "tie_word_embeddings", "pad_token_id",
+    )}  # fmt: skip
+    peer = Qwen3ForCausalLM(Qwen3Config(**fields)).eval()
+    peer.load_state_dict(ours.state_dict())
+    ids, gap, left, second = random_ids(2, 12), *(torch.ones(2, 12, dtype=torch.long) for _ in range(3))
+    gap[0, 4:7], left[0, :6], second[0, 6:8] = 0, 0, 0
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+
+    def two_turns(model):
+        cache = DynamicCache(config=model.config)
+        first = torch.ones(2, 6, dtype=torch.long)
+        model.generate(ids[:, :6], attention_mask=first, past_key_values=cache, **{**options, "max_new_tokens": 1})
+        return model.generate(ids, attention_mask=second, past_key_values=cache, **options)
+
+    for answer in (
+        lambda model: model.generate(ids, attention_mask=gap, **options),
+        lambda model: model.generate(ids, attention_mask=left, prefill_chunk_size=4, **options),
+        two_turns,
+    ):
+        assert torch.equal(answer(ours), answer(peer))
+    alone = ours(ids[:1, gap[0] == 1]).logits
+    positions = (gap.cumsum(-1) - 1).clamp(min=0)
+    together = ours(ids, attention_mask=gap, position_ids=positions).logits[:1, gap[0] == 1]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
 def test_reading_directions(causal) -> None:

@@ -238,6 +238,16 @@ def test_pieces_of_one_document_are_no_strangers(batch, vocabulary) -> None:
     assert (sentence_pairs(strangers, np.arange(4), vocabulary, generator())[2] >= 0).any()
 
 
+def test_a_short_piece_does_not_end_its_row(batch, vocabulary) -> None:
+    """A row of 5 tokens of one document and 251 of the next, as concatenation leaves it: both are read."""
+    text = np.array([t for t in batch.input_ids[batch.lang.index("en")].tolist() if not vocabulary.is_special[t]])
+    row = np.concatenate([text[:5], [vocabulary.bos_token_id], np.resize(text, 250)])
+    positions = np.concatenate([np.arange(5), np.arange(251)])
+    rows = Batch(row[None], positions[None], np.array([256]), [np.array([5, 251])], ["en"], np.arange(1))
+    ids, _, _ = sentence_pairs(rows, np.arange(1), vocabulary, generator())
+    assert (~vocabulary.is_special[ids]).sum() > 200
+
+
 def test_long_rows_hold_pairs_of_several_lengths(batch, vocabulary) -> None:
     text = [t for t in batch.input_ids[batch.lang.index("en")].tolist() if not vocabulary.is_special[t]]
     row = np.asarray([vocabulary.bos_token_id, *(text * 12)[:511]])

@@ -304,6 +304,30 @@ def test_at_nano_a_rate_is_what_it_says_and_decay_is_the_same_everywhere(config)
             assert group["lr"] * group["weight_decay"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_decay_takes_from_the_weights_what_it_says_whatever_the_gradient(name: str, config) -> None:
+    """One step with decay and one without differ by rate x decay x weight, in the matrices and the embeddings."""
+    moved = {}
+    for decay in (0.0, 0.1):
+        torch.manual_seed(0)
+        model = model_of(config)
+        before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
+        generator = torch.Generator().manual_seed(1)
+        for weight in model.parameters():
+            weight.grad = 1e-4 * torch.randn(weight.shape, generator=generator)
+        make_optimizer(name, model, 0.01, decay).step()
+        moved[decay] = {key: weight.detach() for key, weight in model.named_parameters()}
+    for key, weight in before.items():
+        expected = 0.01 * 0.1 * weight if weight.ndim > 1 else torch.zeros_like(weight)
+        torch.testing.assert_close(moved[0.0][key] - moved[0.1][key], expected, rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+def test_a_rate_of_embeddings_that_is_none_is_refused(rate: float, config) -> None:
+    with pytest.raises(UserError, match="--embedding-rate .*: must be above 0"):
+        make_optimizer("muon", model_of(config), 0.01, 0.1, rate)
+
+
 def test_an_update_changes_what_a_matrix_does_equally_at_every_width() -> None:
     """The spectral condition (Yang et al. 2023): the update's norm, over sqrt(rows / columns), is that of every width."""
     changes = []

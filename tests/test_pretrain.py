@@ -237,6 +237,30 @@ def test_a_decay_is_started_from_a_checkpoint_of_another_run(undisturbed: Path, 
     assert not (tmp_path / "no").exists()
 
 
+def test_a_branch_has_the_shape_of_its_checkpoint_and_its_tokenizer(
+    undisturbed: Path, packed: Path, tmp_path: Path
+) -> None:
+    """A run that began with a model of no preset's shape is branched, and goes on when that model's folder is gone."""
+    origin = tmp_path / "origin"
+    shutil.copytree(undisturbed / "final", origin)
+    config = read_json(origin / "config.json")
+    rope = {**config["rope_parameters"], "rope_theta": 123_456.0}
+    write_json(origin / "config.json", {**config, "rope_parameters": rope})
+    run(options(packed, tmp_path / "parent", init_from=origin, steps=2, save_every=1), stop_after=1)
+    shutil.rmtree(origin)
+    run(options(packed, tmp_path / "parent", init_from=origin, steps=2, save_every=1, resume=True))
+    run(options(packed, tmp_path / "branch", branch_from=tmp_path / "parent" / "step_1", steps=2))
+    for name in ("parent", "branch"):
+        assert read_json(tmp_path / name / "final" / "config.json")["rope_parameters"]["rope_theta"] == 123_456.0
+    other = tmp_path / "other"
+    shutil.copytree(packed, other)
+    tokenizer = read_json(other / "tokenizer" / "tokenizer.json")
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][1:]
+    write_json(other / "tokenizer" / "tokenizer.json", tokenizer)
+    with pytest.raises(UserError, match="was packed with another tokenizer"):
+        run(options(other, tmp_path / "no", branch_from=undisturbed / "step_4", steps=6))
+
+
 def test_a_run_starts_from_a_model_folder(undisturbed: Path, packed: Path, tmp_path: Path) -> None:
     output = tmp_path / "more"
     run(options(packed, output, init_from=undisturbed / "final", preset="nano", steps=1, warmup_share=0.0))
@@ -324,6 +348,26 @@ def test_a_signal_has_the_run_save_and_stop(undisturbed: Path, packed: Path, tmp
         run(options(packed, output, save_every=100))
     monkeypatch.undo()
     assert [step for step, _ in checkpoint.checkpoints(output)] == [4]
+
+
+def test_a_signal_whose_save_fails_does_not_say_that_it_is_saved(packed: Path, tmp_path: Path, monkeypatch) -> None:
+    real, plain = MetricsFile.write, checkpoint.write_json
+
+    def write(self: MetricsFile, row: dict) -> None:
+        real(self, row)
+        if row["step"] == 3 and "loss" in row:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def full(path: Path, value: object) -> None:
+        if ".step_4.tmp" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(path, value)
+
+    monkeypatch.setattr(MetricsFile, "write", write)
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(UserError, match="stopped by a signal after step 4, which could not be saved: the newest"):
+        run(options(packed, tmp_path / "run", on_save_error="go_on"))
+    assert [step for step, _ in checkpoint.checkpoints(tmp_path / "run")] == [2]
 
 
 def test_a_spike_is_logged_with_its_batch_and_skipped(packed: Path, tmp_path: Path, monkeypatch) -> None:
