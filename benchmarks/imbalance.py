@@ -3,10 +3,10 @@
     python benchmarks/imbalance.py --base build/real/runs/pretrain/final --data DATA --output build/imbalance
 
 DATA holds `csl_category_zh` (13 classes, 44 % to 0.8 %) and `synopsis_fr` (14 sections). Every option is trained with each
-seed from one checkpoint at the same number of epochs, and scored on the validation rows. (`--tune-thresholds` chooses on
-validation rows, so the last fifth of train is put aside for all to serve as theirs.) A difference is that of the mean
-over seeds; its interval and p-value are paired, over the rows of all seeds together, so that they speak of these rows; the
-spread over seeds stands beside it. What is done is not done again.
+seed from one checkpoint at the same number of epochs (and plain training also for as many steps as over-sampling takes), and
+scored on the validation rows. (`--tune-thresholds` chooses on validation rows, so the last fifth of train is put aside for
+all to serve as theirs.) A difference is that of the mean over seeds; its interval and p-value are paired, over the rows of
+all seeds together, so that they speak of these rows; the spread over seeds stands beside it. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from real_route import septet
 
 from septet.data.documents import read_rows, write_jsonl
 from septet.tasks.harness import metrics
+from septet.tasks.harness.imbalance import drawn
 from septet.tasks.harness.report import read_predictions
 from septet.tasks.harness.task import split_file
 
 VERB = "septet.tasks.cli"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": (),
+    "plain, longer": (),  # as many steps as over-sampling takes, whose epochs hold more rows
     "class weights, balanced": ("--class-weights", "balanced"),
     "class weights, sqrt": ("--class-weights", "sqrt"),
     "class weights, effective": ("--class-weights", "effective"),
@@ -98,10 +100,14 @@ def one(config: Config, name: str, option: str, seed: int) -> None:
     place = place_of(config, name, option, seed)
     data, reading = cut(config, name), SETS[name][1]
     common = ("classification", "--data", data, *reading)
-    chosen = OPTIONS[option]
+    chosen, epochs = OPTIONS[option], config.epochs
     if "--sampling" in chosen:
         chosen += ("--sampling-ratio", SETS[name][3])
-    how = ("--base", config.base, "--epochs", str(config.epochs), "--seed", str(seed), "--resume")
+    if option == "plain, longer":
+        labels = [str(row[SETS[name][2]]) for row in read_rows(data / "train.jsonl.gz")]
+        kept, again = drawn(labels, "over", float(SETS[name][3]), seed)
+        epochs = round(epochs * (len(kept) + len(again)) / len(labels), 2)
+    how = ("--base", config.base, "--epochs", str(epochs), "--seed", str(seed), "--resume")
     septet(VERB, "finetune", *common, *how, "--output", place / "run", *chosen, log=place / "log", threads=1)
     septet(
         VERB,
