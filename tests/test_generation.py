@@ -12,7 +12,7 @@ import torch
 
 from septet.modeling.checkpoint import save_model
 from septet.modeling.modeling_septet import SeptetForCausalLM
-from septet.tasks.harness.generation import DECODING
+from septet.tasks.harness.generation import DECODING, frame_of
 from septet.tasks.harness.task import Defaults, Example, get_task
 
 SOURCES = ["It rained 4 times.", "Who?", "The cat number 3 sleeps on the warm roof.", "Le chat", "他读第7本书。"]
@@ -53,14 +53,14 @@ def test_beams_find_what_is_likelier_than_greedy_decoding(model, own_tokenizer) 
     task = get_task("translation")
 
     def log_probability(source: str, answer: list[int]) -> float:
-        prompt, _ = task.prompt_ids(source, own_tokenizer, 40)
+        prompt, _ = task.prompt_ids(source, own_tokenizer, frame_of(own_tokenizer), 43)
         with torch.no_grad():
             logits = model(torch.tensor([prompt + answer]), prefix_lengths=torch.tensor([len(prompt)])).logits[0]
         steps = logits[len(prompt) - 1 : -1].log_softmax(-1)
         return float(steps.gather(1, torch.tensor(answer)[:, None]).sum())
 
     def generated(source: str, **settings) -> list[int]:
-        prompt, _ = task.prompt_ids(source, own_tokenizer, 40)
+        prompt, _ = task.prompt_ids(source, own_tokenizer, frame_of(own_tokenizer), 43)
         out = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long))
         return out[0, len(prompt) :].tolist()
 
@@ -85,7 +85,7 @@ def test_no_run_of_tokens_comes_twice(model, own_tokenizer) -> None:
         answers(model, own_tokenizer, num_beams=2, max_new_tokens=30, no_repeat_ngram_size=size)
         task, found = get_task("translation"), 0
         for example in EXAMPLES:
-            prompt, _ = task.prompt_ids(example.input["source"], own_tokenizer, 30)
+            prompt, _ = task.prompt_ids(example.input["source"], own_tokenizer, frame_of(own_tokenizer), 33)
             ids = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long))
             answer = ids[0, len(prompt) :].tolist()
             runs = [tuple(answer[i : i + 2]) for i in range(len(answer) - 1)]

@@ -22,6 +22,7 @@ from septet.data.pack import load_tokenizer
 from septet.modeling.checkpoint import save_model
 from septet.modeling.modeling_septet import SeptetForPreTraining
 from septet.tasks.harness import finetune, predict
+from septet.tasks.harness.generation import frame_of
 from septet.tasks.harness.metrics import score
 from septet.tasks.harness.task import Reading, all_tasks, get_task, read_examples
 
@@ -198,15 +199,38 @@ def imported_tokenizer(tokenizer):
     )  # fmt: skip
 
 
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<repo>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatting_tokenizer(imported_tokenizer):
+    """The same with a chat template of its own, which its model knows."""
+    tokenizer = copy.deepcopy(imported_tokenizer)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
 @pytest.mark.parametrize("name", ["translation", "summarization"])
-@pytest.mark.parametrize("which", ["tokenizer", "imported_tokenizer"])
+@pytest.mark.parametrize("which", ["tokenizer", "imported_tokenizer", "chatting_tokenizer"])
 def test_a_prompt_is_what_the_chat_template_renders(name: str, which: str, config, request) -> None:
-    from septet.tasks.harness.generation import chat_template, markers
+    from septet.tasks.harness.generation import chat_template
 
     task, tokenizer = get_task(name), request.getfixturevalue(which)
-    assert markers(tokenizer) == (("<|source|>", "<|target|>") if which == "tokenizer" else ("<|im_start|>", "<repo>"))
+    text = "{{ messages[-1]['content'] }}"
+    assert (
+        chat_template(tokenizer)
+        == {
+            "tokenizer": f"{{{{ bos_token }}}}<|source|>{text}<|target|>",
+            "imported_tokenizer": f"{{{{ bos_token }}}}<|im_start|>{text}<repo>",
+            "chatting_tokenizer": CHAT,
+        }[which]
+    )
     example = task.example({"id": "0", **ROWS[name][0]}, task.columns, Reading({}))
-    [feature] = task.encode([example], tokenizer, with_room(config, task, [example], tokenizer))
+    roomy = with_room(config, task, [example], tokenizer, max_position_embeddings=512)
+    [feature] = task.encode([example], tokenizer, roomy)
     prompt = feature["input_ids"][: feature["prefix_lengths"]]
     assert None not in prompt and tokenizer.unk_token_id not in prompt
     message = [{"role": "user", "content": example.input[task.source_role]}]
@@ -226,10 +250,8 @@ def test_a_tokenizer_that_cannot_tell_prompt_from_answer_is_refused(config) -> N
 
     plain = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="<unk>")
-    with pytest.raises(
-        UserError, match=r"has no <\|source\|> and <\|target\|>, and of special tokens without a use only \[\]"
-    ):
-        get_task("translation").prompt_ids("a", tokenizer, 8)
+    with pytest.raises(UserError, match=r"has no .*, no chat template, and of special tokens without a use only"):
+        frame_of(tokenizer)
 
 
 def test_what_is_cut_is_counted(config, tokenizer) -> None:

@@ -11,36 +11,46 @@ from septet.tasks.harness.task import Example, Task, padded_batches, require_fin
 # Fields of `Defaults` that generation_config.json carries and a report states.
 DECODING = ("num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram_size")
 MARKERS = ("<|source|>", "<|target|>")
-
-
-def markers(tokenizer: Any) -> tuple[str, str]:
-    """The tokens before a prompt's text and before the answer: Septet's, or, of an imported tokenizer, the first two special
-    ones that have no other use.
-
-    Raises:
-        UserError: the tokenizer has neither.
-    """
-    if not {None, tokenizer.unk_token_id} & {tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS}:
-        return MARKERS
-    used = {
-        token
-        for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
-        if (token := getattr(tokenizer, f"{name}_token"))
-    }
-    added = sorted(tokenizer.added_tokens_decoder.items())
-    spare = [str(token) for _, token in added if token.special and str(token) not in used]
-    if len(spare) < 2:
-        raise UserError(
-            f"the tokenizer has no {' and '.join(MARKERS)}, and of special tokens without a use only {spare}: prompt and answer "
-            "could not be told apart; take a base whose tokenizer has two of them"
-        )
-    return spare[0], spare[1]
+_TEXT = "<<TEXT>>"  # stands for the text while a template is rendered
 
 
 def chat_template(tokenizer: Any) -> str:
-    """One user message renders to exactly the prompt of training, so that transformers' text-generation pipeline answers."""
-    source, target = markers(tokenizer)
-    return ("{{ bos_token }}" if tokenizer.bos_token else "") + source + "{{ messages[-1]['content'] }}" + target
+    """The template by which one user message renders to exactly the prompt of training, so that transformers'
+    text-generation pipeline answers.
+
+    It is Septet's, of two tokens of its tokenizers; for an imported tokenizer its own, which its model knows; and where there
+    is none, one of the first two special tokens that have no other use.
+
+    Raises:
+        UserError: the tokenizer has nothing of it.
+    """
+    before, after = MARKERS
+    if {None, tokenizer.unk_token_id} & {tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS}:
+        if tokenizer.chat_template:
+            return tokenizer.chat_template
+        names = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+        used = {getattr(tokenizer, f"{name}_token") for name in names}
+        added = sorted(tokenizer.added_tokens_decoder.items())
+        spare = [str(token) for _, token in added if token.special and str(token) not in used]
+        if len(spare) < 2:
+            raise UserError(
+                f"the tokenizer has no {' and '.join(MARKERS)}, no chat template, and of special tokens without a use only "
+                f"{spare}: prompt and answer could not be told apart; take a base whose tokenizer has two of them"
+            )
+        before, after = spare[:2]
+    return ("{{ bos_token }}" if tokenizer.bos_token else "") + before + "{{ messages[-1]['content'] }}" + after
+
+
+def frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids before a prompt's text and behind it, by `chat_template`."""
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": _TEXT}],
+        chat_template=chat_template(tokenizer),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in rendered.split(_TEXT))
+    return before, after
 
 
 def raise_if_nan(input_ids: Any, scores: Any) -> Any:
@@ -50,7 +60,7 @@ def raise_if_nan(input_ids: Any, scores: Any) -> Any:
 
 
 class GenerationTask(Task):
-    """Prompt `<bos><|source|> text <|target|>` (see `markers`), answer `text <eos>`; the loss is on the answer alone.
+    """Prompt `<bos><|source|> text <|target|>` (see `chat_template`), answer `text <eos>`; the loss is on the answer alone.
 
     A source that does not fit is cut at its end, the report counts how often. `source_role` names the column.
     """
@@ -61,12 +71,14 @@ class GenerationTask(Task):
     scored_while_training = False  # decoding takes longer than an epoch of a small set
     source_role: ClassVar[str] = ""
 
-    def prompt_ids(self, text: str, tokenizer: Any, room: int) -> tuple[list[int], bool]:
-        """Token ids of the prompt, and whether the text was cut to leave `room` tokens for the answer."""
-        source, target = tokenizer.convert_tokens_to_ids(list(markers(tokenizer)))
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    def prompt_ids(
+        self, text: str, tokenizer: Any, frame: tuple[list[int], list[int]], space: int
+    ) -> tuple[list[int], bool]:
+        """Token ids of the prompt, of at most `space` but for the frame (`frame_of`), and whether the text was cut for it."""
+        before, after = frame
+        room = max(8, space - len(before) - len(after))
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*start, source, *ids[:room], target], len(ids) > room
+        return [*before, *ids[:room], *after], len(ids) > room
 
     def source(self, example: Example) -> str:
         """The text to read."""
@@ -77,14 +89,14 @@ class GenerationTask(Task):
         return example.reference
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, config: Any) -> list[dict[str, Any]]:
-        features = []
+        features, frame = [], frame_of(tokenizer)
         answer_room = config.max_position_embeddings // 2
         for example in examples:
             answer = tokenizer(self.target(example), add_special_tokens=False, split_special_tokens=True)["input_ids"]
             too_long = len(answer) >= answer_room
             answer = [*answer[: answer_room - 1], tokenizer.eos_token_id]
-            room = config.max_position_embeddings - len(answer) - 3
-            prompt, cut = self.prompt_ids(self.source(example), tokenizer, room)
+            space = config.max_position_embeddings - len(answer)
+            prompt, cut = self.prompt_ids(self.source(example), tokenizer, frame, space)
             feature = {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
             if config.attention_mode != "causal":  # the prompt is read in both directions
                 feature["prefix_lengths"] = len(prompt)
@@ -114,8 +126,8 @@ class GenerationTask(Task):
         from transformers import LogitsProcessorList
 
         new_tokens = model.generation_config.max_new_tokens or 64
-        room = max(8, model.config.max_position_embeddings - new_tokens - 3)
-        prompts = [self.prompt_ids(self.source(example), tokenizer, room) for example in examples]
+        frame, space = frame_of(tokenizer), model.config.max_position_embeddings - new_tokens
+        prompts = [self.prompt_ids(self.source(example), tokenizer, frame, space) for example in examples]
         rows: list[dict[str, Any]] = [{} for _ in examples]
         batches = list(padded_batches([len(ids) for ids, _ in prompts], batch_size))
         for indices in tqdm(batches, desc=f"predict {self.name}", unit=" batches", mininterval=1, delay=1):

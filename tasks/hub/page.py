@@ -135,8 +135,10 @@ class Answerer:
     def write(self, text):
         """What the model writes to a source text, which is cut where it would leave no room for the answer. The prompt is
         that of training: what is spelled like a control token stays text."""
-        rendered = self.tokenizer.apply_chat_template([{"role": "user", "content": "\n"}], tokenize=False)
-        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in rendered.split("\n"))
+        asking = [{"role": "user", "content": "<<TEXT>>"}]
+        rendered = self.tokenizer.apply_chat_template(asking, add_generation_prompt=True, tokenize=False)
+        parts = rendered.split("<<TEXT>>")
+        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
         ids = self.tokenizer(asked(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         room = max(8, self.length - (self.model.generation_config.max_new_tokens or 64) - 3)
         if len(ids) > room:
