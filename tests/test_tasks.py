@@ -443,6 +443,10 @@ def test_a_task_from_base_to_report(name: str, sets: Path, base: Path, tmp_path:
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(UserError, match="seed was 0, now 1"):
         finetune.run(dataclasses.replace(options, seed=1))
+    begun = json.loads((run / "run.json").read_text())
+    begun["inputs"]["train"]["path"] = "where/it/lay/then"  # the same set
+    (run / "run.json").write_text(json.dumps(begun))
+    finetune.run(dataclasses.replace(options, resume=True))
     with pytest.raises(UserError, match="batch_size = 32, now 8"):
         predict.run(dataclasses.replace(evaluation, batch_size=8))
 

@@ -589,14 +589,15 @@ def _is_finished(config: FinetuneConfig, inputs: dict[str, Any]) -> bool:
     if not (output / RUN_FILE).is_file():
         raise UserError(f"{output}: exists but holds no fine-tuning run; choose another --output")
     before = read_json(output / RUN_FILE)
-    now = plain({"config": identity(config), "inputs": inputs})
-    if now != before:
-        pairs = {**before["config"], **{f"input {k}": v["sha256"][:12] for k, v in before["inputs"].items()}}
-        current = {**now["config"], **{f"input {k}": v["sha256"][:12] for k, v in now["inputs"].items()}}
-        key = next(k for k in sorted(pairs.keys() | current.keys()) if pairs.get(k) != current.get(k))
-        raise UserError(
-            f"{output}: holds another run ({key} was {pairs.get(key)!r}, now {current.get(key)!r}); choose another --output"
-        )
+    was, now = (
+        {**run["config"], **{f"input {name}": part["sha256"][:12] for name, part in run["inputs"].items()}}
+        for run in (before, plain({"config": identity(config), "inputs": inputs}))
+    )
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            raise UserError(
+                f"{output}: holds another run ({key} was {was.get(key)!r}, now {now.get(key)!r}); choose another --output"
+            )
     if (output / FILE_NAME).is_file():
         print(f"finetune: {output} is finished", flush=True)
         return True
