@@ -547,13 +547,13 @@ def moments(shape: Any, step: Step, layout: Layout) -> dict[str, dict[str, int]]
 def update_bytes(shape: Any, step: Step, layout: Layout, sizes: Sizes) -> int:
     """Temporaries of the optimizer's step.
 
-    The fused Adams need none. RMSprop needs two of a parameter, or of all where they are dealt with together (torch's
+    The fused Adams need none. RMSprop needs one of a parameter, or of all where they are dealt with together (torch's
     default on accelerators). Muon deals with as many matrices at a time as there are ranks that share its work (see
     `optim.Muon`), small ones in stacks.
     """
     if step.optimizer == "rmsprop":
         largest = max(sizes.table, shape.intermediate_size * shape.hidden_size // layout.tensor)
-        return 2 * 4 * (largest if step.on_cpu else sizes.parameters) // layout.shards
+        return 4 * (largest if step.on_cpu else sizes.parameters) // layout.shards
     if step.optimizer != "muon":
         return 0
     work_bytes, stacked = (4, 2**17) if step.on_cpu else (2, 2**24)  # see `optim._chunks`
