@@ -3,7 +3,7 @@
     python benchmarks/imbalance.py --base build/real/runs/pretrain/final --data DATA --output build/imbalance
 
 DATA holds `csl_category_zh` (13 classes, 44 % to 0.8 %) and `synopsis_fr` (14 sections). Every option is trained with each
-seed from one checkpoint at the same number of epochs (and plain training also for as many steps as over-sampling takes), and
+seed from one checkpoint at the same number of epochs (some also for as many steps as over-sampling takes), and
 scored on the validation rows. (`--tune-thresholds` chooses on validation rows, so the last fifth of train is put aside for
 all to serve as theirs.) A difference is that of the mean over seeds; its interval and p-value are paired, over the rows of
 all seeds together, so that they speak of these rows; the spread over seeds stands beside it. What is done is not done again.
@@ -31,7 +31,6 @@ from septet.tasks.harness.task import split_file
 VERB = "septet.tasks.cli"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": (),
-    "plain, longer": (),  # as many steps as over-sampling takes, whose epochs hold more rows
     "class weights, balanced": ("--class-weights", "balanced"),
     "class weights, sqrt": ("--class-weights", "sqrt"),
     "class weights, effective": ("--class-weights", "effective"),
@@ -42,6 +41,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "synthetic rows": ("--sampling", "synthetic"),
     "tuned thresholds": ("--tune-thresholds",),
 }
+LONGER = ", longer"  # for as many steps as over-sampling takes, whose epochs hold more rows
+OPTIONS |= {f"{name}{LONGER}": OPTIONS[name] for name in ("plain", "class weights, sqrt", "class weights, balanced")}
 SETS = {  # folder, how it is read, the column of the class, and how alike sampling makes classes
     "csl_category_zh": ("csl_category_zh", ("--lang", "zh"), "label", "4"),
     "synopsis_fr sections": (
@@ -103,7 +104,7 @@ def one(config: Config, name: str, option: str, seed: int) -> None:
     chosen, epochs = OPTIONS[option], config.epochs
     if "--sampling" in chosen:
         chosen += ("--sampling-ratio", SETS[name][3])
-    if option == "plain, longer":
+    if option.endswith(LONGER):
         labels = [str(row[SETS[name][2]]) for row in read_rows(data / "train.jsonl.gz")]
         kept, again = drawn(labels, "over", float(SETS[name][3]), seed)
         epochs = round(epochs * (len(kept) + len(again)) / len(labels), 2)
