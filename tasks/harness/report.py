@@ -401,7 +401,7 @@ def task_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     parts = [f"# {md(report['title'])}\n"]
     if report["synthetic"]:
         parts.append(f"**Synthetic data.** {SYNTHETIC}\n")
-    parts += [left_out(report) + "\n", "## Scores\n"]
+    parts += [md(left_out(report)) + "\n", "## Scores\n"]
     scores = [(metric_name(m), score_text(s), s.get("signature", "")) for m, s in report["scores"].items()]
     parts.append(md_table(["metric", "score [95 %]", "signature"], scores))
     if report["baselines"]:

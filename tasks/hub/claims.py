@@ -44,7 +44,8 @@ def claims(folder: Path) -> list[dict[str, str]]:
             raise UserError(f"{path.parent}: the predictions cannot be scored ({error}); evaluate again") from error
         computed |= {"data": {"test": {"rows": len(rows)}}, "languages": sorted({row["lang"] for row in rows})}
         written = (path.parent / "report.md").read_text(encoding="utf-8")
-        is_its_own = written == task_markdown({**stated, **computed, "data": stated["data"]}, rows)
+        restated = {**stated, **computed, "data": stated["data"]}
+        is_its_own = written == task_markdown(restated, rows)
         found.append(
             {
                 "claim": f"{path.parent.name}: report.md",
@@ -53,7 +54,7 @@ def claims(folder: Path) -> list[dict[str, str]]:
             }
         )
         found += list(compared(path.parent.name, stated, json.loads(json.dumps(computed))))
-        again.append({**stated, **computed, "data": stated["data"]})
+        again.append(restated)
     facts = read_json(folder / "evidence" / FACTS)
     if facts.get("template_sha256") != sha256_of_file(template_of(facts["kind"])):
         detail = "the card was written by another version of Septet; compare with that one"
@@ -98,12 +99,11 @@ def same(stated: Any, computed: Any) -> bool:
 def lines(card: str, expected: str) -> Iterator[dict[str, str]]:
     """A claim for every line of the card, in its place, and for every line that should be there and is not."""
     there, should = card.split("\n"), expected.split("\n")
-    absent, strange = list(should), []
-    places = set()
+    strange, places, met = [], set(), set()
     for found in difflib.SequenceMatcher(None, there, should, autojunk=False).get_matching_blocks():
         places.update(range(found.a, found.a + found.size))
-        for line in should[found.b : found.b + found.size]:
-            absent.remove(line)
+        met.update(range(found.b, found.b + found.size))
+    absent = [line for number, line in enumerate(should) if number not in met]
     for number, line in enumerate(there):
         if number in places:
             yield {"claim": f"README.md, line {number + 1}", "status": "supported", "detail": ""}

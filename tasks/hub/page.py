@@ -140,7 +140,8 @@ class Answerer:
         parts = rendered.split("<<TEXT>>")
         before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
         ids = self.tokenizer(asked(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        room = max(8, self.length - (self.model.generation_config.max_new_tokens or 64) - 3)
+        answer = self.model.generation_config.max_new_tokens or 64
+        room = max(8, self.length - answer - len(before) - len(after))
         if len(ids) > room:
             gr.Info(f"The text has {len(ids):,} tokens; the first {room:,} are read.")
         prompt = torch.tensor([[*before, *ids[:room], *after]])
